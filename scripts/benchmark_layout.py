@@ -29,7 +29,7 @@ from dumap.artifacts.graph import Graph
 from dumap.artifacts.job import Job
 from dumap.artifacts.layout import EpochState
 from dumap.config import Config, build_config
-from dumap.kernels.pool import pool_rows
+from dumap.kernels.pool import draw_pool_rows
 from dumap.recipe.pipeline import plan
 from dumap.recipe.stage_names import STAGES
 from dumap.recipe.status import status
@@ -61,7 +61,7 @@ def time_kernel(job: Job, graph: Graph, threads: int) -> tuple[float, np.ndarray
     start_time = time.perf_counter()
     with ThreadPoolExecutor(threads) as executor:
         for epoch in range(job.geometry.n_epochs):
-            pool = graph.positions_of(pool_rows(parameters.seed, epoch, graph.occurrence_offsets[-1]))
+            pool = graph.positions_of(draw_pool_rows(parameters.seed, epoch, graph.occurrence_offsets[-1]))
             compute_epoch(executor, bounds, parameters, epoch, edges, y, first_moments, second_moments, next_y, pool)
             y, next_y = next_y, y
     return time.perf_counter() - start_time, y

@@ -23,32 +23,34 @@ import numpy as np
 from numba import njit
 
 from dumap.kernels import instructions
-from dumap.kernels.instructions import PACK, Instruction
-from dumap.kernels.products import INSTRUCTION, ROWS, multiplier
+from dumap.kernels.instructions import PACK_ROWS, Instruction
+from dumap.kernels.products import INSTRUCTION, LEFT_ROWS, make_multiply_pack
 from dumap.kernels.threads import one_thread
 
-LEFT_ROWS, RIGHT_ROWS, REPEATS = 64, 304, 20
+LEFT_COUNT, RIGHT_COUNT, REPEATS = 64, 304, 20
 
 
 def byte_multiplier(instruction: Instruction, left: np.ndarray, right: np.ndarray) -> Callable[[], np.ndarray]:
     """Return a function that multiplies by an instruction; it gives the products of the codes themselves."""
-    multiply_pack = multiplier(instruction)
+    multiply_pack = make_multiply_pack(instruction)
 
     @njit(nogil=True)
     def multiply(rows: np.ndarray, packs: np.ndarray, products: np.ndarray) -> None:
-        for start in range(0, len(rows), ROWS):
+        for start in range(0, len(rows), LEFT_ROWS):
             for pack in range(len(packs)):
-                multiply_pack(rows[start : start + ROWS], packs[pack], products[start : start + ROWS], PACK * pack)
+                multiply_pack(
+                    rows[start : start + LEFT_ROWS], packs[pack], products[start : start + LEFT_ROWS], PACK_ROWS * pack
+                )
 
-    rows: np.ndarray = (left.astype(np.int32) + instruction.shift).astype(instruction.left_type)
-    packs = right.reshape(-1, PACK, right.shape[1] // 4, 4).transpose(0, 2, 1, 3).copy()
+    rows: np.ndarray = (left.astype(np.int32) + instruction.left_offset).astype(instruction.left_type)
+    packs = right.reshape(-1, PACK_ROWS, right.shape[1] // 4, 4).transpose(0, 2, 1, 3).copy()
     products = np.zeros((len(left), len(right)), np.int32)
 
     def multiply_all() -> np.ndarray:
         multiply(rows, packs, products)
         return products
 
-    shift_products = instruction.shift * right.sum(axis=1, dtype=np.int64)
+    shift_products = instruction.left_offset * right.sum(axis=1, dtype=np.int64)
     if not np.array_equal(multiply_all() - shift_products, left.astype(np.int64) @ right.T.astype(np.int64)):
         raise SystemExit(f"{instruction.name or 'plain multiplications'}: wrong products")
     return multiply_all
@@ -57,7 +59,7 @@ def byte_multiplier(instruction: Instruction, left: np.ndarray, right: np.ndarra
 def measure_speeds(names: list[str], columns: int, rounds: int) -> dict[str, float]:
     """Return billions of products a second."""
     rng = np.random.default_rng(0)
-    left, right = (rng.integers(-127, 128, (rows, columns)).astype(np.int8) for rows in (LEFT_ROWS, RIGHT_ROWS))
+    left, right = (rng.integers(-127, 128, (rows, columns)).astype(np.int8) for rows in (LEFT_COUNT, RIGHT_COUNT))
     left_floats, right_floats = left.astype(np.float32), right.astype(np.float32)
     multipliers: dict[str, Callable[[], np.ndarray]] = {
         name: byte_multiplier(getattr(instructions, name), left, right) for name in names

@@ -36,7 +36,7 @@ def query_groups(job: Job, number: int, chosen: np.ndarray) -> Iterator[tuple[sl
 
     A slice holds the queries that one task compares at once.
     """
-    step = queries_at_once(job.config, job.geometry.row_numbers)
+    step = queries_at_once(job.config, job.geometry.values_per_row)
     for group in np.unique(chosen // step).tolist():
         low, high = np.searchsorted(chosen, [group * step, (group + 1) * step]).tolist()
         inside = chosen[low:high] - group * step

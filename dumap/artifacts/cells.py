@@ -14,7 +14,7 @@ from dumap.artifacts.job import Job
 from dumap.artifacts.part_names import CELLS, NEIGHBORS, part_name, part_names, range_name
 from dumap.kernels import csr, tree, vectors
 from dumap.planning.geometry import Geometry, guests_at_once
-from dumap.planning.sparse import SPARSE_LEAVES
+from dumap.planning.sparse import MAX_SPARSE_PROBES
 from dumap.store import RANGE_BYTES, Run, read_csr
 
 MAX_PROBES = 8
@@ -31,7 +31,7 @@ DROPPED_PER_READ = 1 << 17
 
 def max_probes(geometry: Geometry) -> int:
     """Return the most leaves that a row probes in one cell."""
-    return SPARSE_LEAVES if geometry.sparse else MAX_PROBES
+    return MAX_SPARSE_PROBES if geometry.is_sparse else MAX_PROBES
 
 
 def read_tree(run: Run) -> tree.Tree:
@@ -122,7 +122,7 @@ def rows_per_range(piece_rows: int, values: np.ndarray) -> int:
 
 def keeps_input_dtype(job: Job) -> bool:
     """Return whether sorted vectors keep the input's dtype. They do if the dtype is not wider than float32."""
-    return not vectors.is_wide(job.input.dtype) and job.config.neighbors.metric != vectors.SPHERICAL
+    return not vectors.exceeds_float32(job.input.dtype) and job.config.neighbors.metric != vectors.SPHERICAL
 
 
 class Cell:
@@ -168,7 +168,7 @@ class Cell:
         """
         geometry, guests = self.job.geometry, np.arange(self.home_rows, len(self.positions))
         batches = max(1, -(-len(guests) // guests_at_once(geometry.cell_rows, self.home_rows)))
-        if geometry.sparse:
+        if geometry.is_sparse:
             home, every = self.table.entry_counts(self.number).tolist()
             batches = max(batches, -(-(every - home) // guests_at_once(geometry.cell_rows * geometry.entries, home)))
         for batch in range(batches):
@@ -246,8 +246,8 @@ class Cell:
                 if len(chosen):
                     span = (low, min(b, low + step))
                     piece = csr.as_float32(read_csr(job.run, stage, part, "vectors", job.geometry.source_dims, *span))
-                    csr.put_entries(piece.indices, piece.indptr, chosen, of_piece[chosen], bounds, columns)
-                    csr.put_entries(piece.data, piece.indptr, chosen, of_piece[chosen], bounds, values)
+                    csr.scatter_entries(piece.indices, piece.indptr, chosen, of_piece[chosen], bounds, columns)
+                    csr.scatter_entries(piece.data, piece.indptr, chosen, of_piece[chosen], bounds, values)
         return csr_matrix((values, columns, bounds), shape=(len(rows), job.geometry.source_dims), copy=False)
 
 

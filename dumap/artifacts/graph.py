@@ -84,7 +84,7 @@ class Graph:
         has_duplicates = np.diff(self.occurrence_offsets) > np.diff(self.shards.offsets)
         for shard in np.unique(shards[has_duplicates[shards]]):
             inside, (repeated, times) = shards == shard, self.read_repeated(shard, shard + 1)
-            rows[inside] = graph.rows_at(rows[inside], repeated - self.shards.offsets[shard], times)
+            rows[inside] = graph.rows_of_occurrences(rows[inside], repeated - self.shards.offsets[shard], times)
         return rows + starts
 
     @property

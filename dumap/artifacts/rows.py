@@ -21,12 +21,12 @@ def cast_rows(rows: Any) -> Any:
 
 def find_finite_and_zero(rows: Any) -> tuple[np.ndarray, np.ndarray]:
     """Find the finite rows and the zero rows among float32 rows, (n,) bool each."""
-    return csr.check(rows) if issparse(rows) else vectors.check(rows)
+    return csr.find_finite_and_empty(rows) if issparse(rows) else vectors.find_finite_and_zero(rows)
 
 
 def find_inexact(rows: Any, cast_rows: Any) -> np.ndarray:
     """Return which rows a cast to float32 may change, (n,) bool."""
-    return csr.inexact(rows) if issparse(rows) else vectors.inexact(rows, cast_rows)
+    return csr.changed_by_cast(rows) if issparse(rows) else vectors.changed_by_cast(rows, cast_rows)
 
 
 def write_rows(
@@ -47,14 +47,14 @@ def write_rows(
 
 def read_rows(job: Job, stage: str, part: str, name: str, start: int = 0, stop: int | None = None) -> Any:
     """Read rows [start, stop) of the rows that a part holds under a name."""
-    if job.geometry.sparse:
+    if job.geometry.is_sparse:
         return read_csr(job.run, stage, part, name, job.geometry.source_dims, start, stop)
     return job.run.read(stage, part, name, start, stop)
 
 
 def empty_rows(job: Job) -> Any:
     """Return an array or matrix of no float32 rows."""
-    if job.geometry.sparse:
+    if job.geometry.is_sparse:
         return csr_matrix((0, job.geometry.source_dims), dtype=np.float32)
     return np.empty((0, job.geometry.dims), np.float32)
 

@@ -28,7 +28,7 @@ def is_query(job: Job, rows: np.ndarray, number: int, population: int) -> np.nda
         return np.ones(len(rows), bool)
     window = int(query_count / population * 2**64)
     window_start = np.uint64(number * window % 2**64)
-    return hashing.draws(job.config.seed, hashing.QUERIES, rows) - window_start < np.uint64(window)
+    return hashing.draw_words(job.config.seed, hashing.QUERIES, rows) - window_start < np.uint64(window)
 
 
 def sample_parts(job: Job) -> list[str]:
@@ -39,7 +39,7 @@ def sample_parts(job: Job) -> list[str]:
 def read_sample(job: Job) -> np.ndarray:
     """Read the sample of all blocks, (m, geometry.dims) float32."""
     found = (job.run.read(VECTORS, part, "sample") for part in sample_parts(job))
-    return np.concatenate([sample if job.geometry.sparse else job.as_embedded(sample) for sample in found])
+    return np.concatenate([sample if job.geometry.is_sparse else job.as_embedded(sample) for sample in found])
 
 
 def read_duplicates(run: Run, block: int) -> tuple[np.ndarray, np.ndarray]:

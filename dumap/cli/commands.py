@@ -102,7 +102,7 @@ def plan(as_json: bool, parent: str | None, **options: Any) -> None:
     """Print the memory, disk and time that a run will take, without starting it."""
     from dumap.engine.engine_choice import choose_engine
     from dumap.engine.resources import cpu_count
-    from dumap.planning.plan import describe
+    from dumap.planning.plan import format_plan
 
     config = load_settings(**options)
     planned = api.plan(config=config, parent=parent)
@@ -113,7 +113,7 @@ def plan(as_json: bool, parent: str | None, **options: Any) -> None:
         cluster_address = config.cluster.scheduler or config.cluster.scheduler_file
         default_threads = 1 if cluster_address else cpu_count()  # the threads of a named cluster are unknown
         threads = config.cluster.workers or default_threads
-        click.echo(f"{describe(planned, threads)}\nengine {engine_choice.name}: {engine_choice.reason}")
+        click.echo(f"{format_plan(planned, threads)}\nengine {engine_choice.name}: {engine_choice.reason}")
 
 
 @cli.command(cls=RecordedCommand)

@@ -25,7 +25,7 @@ from dumap.engine import memory
 from dumap.errors import DumapError, StorageError, TaskError
 from dumap.kernels import hashing
 from dumap.kernels.threads import SharedSetting, one_thread
-from dumap.planning.budget import compiling_bytes
+from dumap.planning.budget import compiled_bytes
 from dumap.store import limit_zarr_requests
 from dumap.version import __version__
 
@@ -53,7 +53,7 @@ def cpu_name() -> str:
 
 def cache_error() -> str:
     """Return why this process cannot write to numba's cache of compiled code; empty if it can."""
-    folder = hashing.draws.stats.cache_path
+    folder = hashing.draw_words.stats.cache_path
     if folder is None:  # numba stores no code on disk
         return ""
     try:
@@ -99,7 +99,7 @@ class BaselineMemory(EventListener):
     @property
     def baseline_bytes(self) -> int:
         """The memory that is no task's, in bytes."""
-        return self._held_bytes + compiling_bytes(self._compiled_count)
+        return self._held_bytes + compiled_bytes(self._compiled_count)
 
 
 @cache

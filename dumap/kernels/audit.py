@@ -9,7 +9,9 @@ import numpy as np
 
 
 @nb.njit(cache=True, nogil=True)
-def is_listed(listed: np.ndarray, listed_distances: np.ndarray, exact: np.ndarray, limits: np.ndarray) -> np.ndarray:
+def is_listed(
+    listed_ids: np.ndarray, listed_distances: np.ndarray, exact_ids: np.ndarray, kth_limits: np.ndarray
+) -> np.ndarray:
     """Return which exact neighbours the lists hold.
 
     Rows at equal distances are interchangeable: a listed row within the limit that is no exact neighbour counts for the
@@ -17,13 +19,13 @@ def is_listed(listed: np.ndarray, listed_distances: np.ndarray, exact: np.ndarra
 
     Parameters
     ----------
-    listed : ndarray of int64, shape (queries, k)
+    listed_ids : ndarray of int64, shape (queries, k)
         -1 where a list is not full.
     listed_distances : ndarray of float, shape (queries, k)
-        Computed as exactly as `limits`.
-    exact : ndarray of int64, shape (queries, k)
+        Computed as exactly as `kth_limits`.
+    exact_ids : ndarray of int64, shape (queries, k)
         The k nearest, nearest first.
-    limits : ndarray of float, shape (queries,)
+    kth_limits : ndarray of float, shape (queries,)
         Distance of the k-th exact neighbour, plus its rounding error.
 
     Returns
@@ -31,19 +33,19 @@ def is_listed(listed: np.ndarray, listed_distances: np.ndarray, exact: np.ndarra
     ndarray of bool, shape (queries, k)
         One value for each exact neighbour.
     """
-    queries, k = exact.shape
-    out = np.zeros((queries, k), np.bool_)
-    for q in range(queries):
+    n_queries, k = exact_ids.shape
+    out = np.zeros((n_queries, k), np.bool_)
+    for q in range(n_queries):
         substitutes = 0
-        for s in range(listed.shape[1]):
-            if listed[q, s] < 0:
+        for s in range(listed_ids.shape[1]):
+            if listed_ids[q, s] < 0:
                 continue
             is_exact = False
             for t in range(k):
-                if exact[q, t] == listed[q, s]:
+                if exact_ids[q, t] == listed_ids[q, s]:
                     is_exact = out[q, t] = True
                     break
-            if not is_exact and listed_distances[q, s] <= limits[q]:
+            if not is_exact and listed_distances[q, s] <= kth_limits[q]:
                 substitutes += 1
         for t in range(k - 1, -1, -1):
             if substitutes and not out[q, t]:
@@ -52,7 +54,7 @@ def is_listed(listed: np.ndarray, listed_distances: np.ndarray, exact: np.ndarra
     return out
 
 
-def interval(values: np.ndarray, population: int) -> tuple[float, float]:
+def confidence_interval(values: np.ndarray, population_size: int) -> tuple[float, float]:
     """Return the 95% interval of a population's mean, from a sample without replacement.
 
     The interval is Wilson's score interval (1927) with Student's quantile, for the number of yes/no rows whose mean
@@ -63,7 +65,7 @@ def interval(values: np.ndarray, population: int) -> tuple[float, float]:
     ----------
     values : ndarray of float, shape (n,)
         From 0 to 1.
-    population : int
+    population_size : int
         Rows of the population.
 
     Returns
@@ -72,16 +74,18 @@ def interval(values: np.ndarray, population: int) -> tuple[float, float]:
     """
     from scipy.special import stdtrit
 
-    count = len(values)
-    if not count:
+    n_values = len(values)
+    if not n_values:
         return 0.0, 1.0
     mean = min(1.0, float(values.mean(dtype=np.float64)))
-    if count >= population:
+    if n_values >= population_size:
         return mean, mean
-    spread = float(((values - mean) ** 2).sum(dtype=np.float64))
-    share = (spread + 1) / (count * mean * (1 - mean) + 1)  # the values' variance over that of yes/no rows
-    rows = count / share / (1 - count / population)
-    z = float(stdtrit(max(1, count - 1), 0.975))
-    middle, scale = (mean + z * z / (2 * rows)), 1 + z * z / rows
-    half = z * math.sqrt(mean * (1 - mean) / rows + (z / (2 * rows)) ** 2)
-    return max(0.0, min(mean, (middle - half) / scale)), min(1.0, max(mean, (middle + half) / scale))
+    squared_deviations = float(((values - mean) ** 2).sum(dtype=np.float64))
+    variance_ratio = (squared_deviations + 1) / (
+        n_values * mean * (1 - mean) + 1
+    )  # the values' variance over that of yes/no rows
+    effective_rows = n_values / variance_ratio / (1 - n_values / population_size)
+    quantile = float(stdtrit(max(1, n_values - 1), 0.975))
+    centre, scale = (mean + quantile * quantile / (2 * effective_rows)), 1 + quantile * quantile / effective_rows
+    half_width = quantile * math.sqrt(mean * (1 - mean) / effective_rows + (quantile / (2 * effective_rows)) ** 2)
+    return max(0.0, min(mean, (centre - half_width) / scale)), min(1.0, max(mean, (centre + half_width) / scale))

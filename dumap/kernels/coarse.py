@@ -12,29 +12,29 @@ from scipy.sparse.csgraph import connected_components, minimum_spanning_tree
 from scipy.sparse.linalg import ArpackNoConvergence, eigsh
 
 from dumap.kernels import hashing, layout
-from dumap.kernels.edges import pack
+from dumap.kernels.edges import pack_edges
 from dumap.kernels.layout import LayoutParameters
-from dumap.kernels.pool import pool_rows, sort_pool
+from dumap.kernels.pool import draw_pool_rows, sort_pool
 from dumap.kernels.threads import one_thread
 
-SPAN = 10.0
+BOX_SIDE = 10.0
 """Side of the box that a start fills."""
 EXTRA_EIGENVECTORS = 2
 """Eigenvectors computed beyond those used: without them the solver may miss close or repeated eigenvalues."""
-STRONGEST, COARSE_EDGES = 256, 1 << 21
+MAX_ROW_EDGES, MAX_COARSE_EDGES = 256, 1 << 21
 """The most edges that the coarse graph keeps, for one row and for all rows. The limits bound its memory; the strongest
 edges are kept."""
-LEADING = 16
+LAYOUT_ROW_EDGES = 16
 """Strongest edges of a coarse row that the layout uses, its edge to itself included."""
 COARSE_SAMPLES = 16.0
 """Samples of a coarse row's edges in an epoch, all edges together, its edge to itself included."""
 _MAX_RELATIVE_WEIGHT = 1.99  # 2 would not fit into 16 bits
-WEIGHT_UNIT = float(1 << 20)
+UNITS_PER_WEIGHT = float(1 << 20)
 """Units in a weight of 1. Coarse weights are summed in whole units, so that the order of the sum does not matter."""
 
 
-def coarse_edges(
-    indptr: np.ndarray, weights: np.ndarray, labels: np.ndarray, ends: np.ndarray, count: int
+def sum_edges_by_label(
+    indptr: np.ndarray, weights: np.ndarray, labels: np.ndarray, tail_labels: np.ndarray, n_sources: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Sum a shard's edges by the labels of heads and tails; edges of rows without a source's label are left out.
 
@@ -44,9 +44,9 @@ def coarse_edges(
         The shard's edges.
     labels : ndarray of int, shape (rows,)
         Labels of the shard's rows.
-    ends : ndarray of int, shape (edges,)
+    tail_labels : ndarray of int, shape (edges,)
         Labels of the tails.
-    count : int
+    n_sources : int
         Sources of labels in the whole graph.
 
     Returns
@@ -58,107 +58,123 @@ def coarse_edges(
     """
     heads = np.repeat(labels, np.diff(indptr)).astype(np.int64)
     has_source = heads >= 0  # a tail has a source if its head has: both are in one component
-    units = np.rint(weights[has_source].astype(np.float64) * WEIGHT_UNIT).astype(np.int64)
-    return add_pairs(heads[has_source] * count + ends[has_source], units)
+    weight_units = np.rint(weights[has_source].astype(np.float64) * UNITS_PER_WEIGHT).astype(np.int64)
+    return sum_equal_pairs(heads[has_source] * n_sources + tail_labels[has_source], weight_units)
 
 
-def add_pairs(pair: np.ndarray, units: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def sum_equal_pairs(pairs: np.ndarray, weight_units: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Sort pairs, and add up the units of equal pairs."""
-    order = np.argsort(pair, kind="stable")
-    pair, units = pair[order], units[order]
-    begin = np.flatnonzero(np.concatenate([[True], pair[1:] != pair[:-1]])) if len(pair) else np.empty(0, np.int64)
-    return pair[begin], np.add.reduceat(units, begin) if len(begin) else units
+    order = np.argsort(pairs, kind="stable")
+    pairs, weight_units = pairs[order], weight_units[order]
+    starts = np.flatnonzero(np.concatenate([[True], pairs[1:] != pairs[:-1]])) if len(pairs) else np.empty(0, np.int64)
+    return pairs[starts], np.add.reduceat(weight_units, starts) if len(starts) else weight_units
 
 
-def _connected(matrix: sparse.csr_matrix, n_components: int, seed: int) -> tuple[np.ndarray, float]:
+def _embed_component(matrix: sparse.csr_matrix, n_components: int, seed: int) -> tuple[np.ndarray, float]:
     """Embed a connected graph by eigenvectors of D^-1/2 W D^-1/2, as umap-learn's spectral start does.
 
     The largest eigenvalues of this matrix belong to the smallest of the normalised Laplacian. The first eigenvector is
     constant up to scale and is dropped.
     """
-    size = matrix.shape[0]
-    if size == 1:
+    n_rows = matrix.shape[0]
+    if n_rows == 1:
         return np.zeros((1, n_components)), 0.0
-    degree = np.asarray(matrix.sum(axis=1)).ravel()
-    scale = 1.0 / np.sqrt(np.maximum(degree, 1e-300))
-    normal = sparse.diags(scale) @ matrix @ sparse.diags(scale)
-    k = n_components + 1 + EXTRA_EIGENVECTORS
+    degrees = np.asarray(matrix.sum(axis=1)).ravel()
+    scale = 1.0 / np.sqrt(np.maximum(degrees, 1e-300))
+    normalized = sparse.diags(scale) @ matrix @ sparse.diags(scale)
+    n_eigenvectors = n_components + 1 + EXTRA_EIGENVECTORS
     residual = np.inf
-    if size <= max(4 * k, 64):
+    if n_rows <= max(4 * n_eigenvectors, 64):
         residual = 0.0
-        values, vectors = np.linalg.eigh(normal.toarray())
-        vectors = vectors[:, ::-1][:, :k]
+        eigenvalues, eigenvectors = np.linalg.eigh(normalized.toarray())
+        eigenvectors = eigenvectors[:, ::-1][:, :n_eigenvectors]
     else:
-        v0 = hashing.uniform(hashing.draws(seed, hashing.LABEL_SOURCES, np.arange(size))) - 0.5
+        first_vector = (
+            hashing.uniform_from_bits(hashing.draw_words(seed, hashing.LABEL_SOURCES, np.arange(n_rows))) - 0.5
+        )
         try:
-            values, vectors = eigsh(normal, k, which="LA", v0=v0, ncv=min(size, max(2 * k + 1, 40)), tol=0, maxiter=300)
-        except ArpackNoConvergence as stalled:
-            values, vectors = stalled.eigenvalues, stalled.eigenvectors
-        order = np.argsort(-values, kind="stable")
-        values, vectors = values[order], vectors[:, order]
-        if len(values):
-            residual = float(np.abs(normal @ vectors - vectors * values).max())
-    out = np.zeros((size, n_components))
-    converged = min(n_components, vectors.shape[1] - 1) if vectors.shape[1] else 0
-    if converged > 0:
-        out[:, :converged] = vectors[:, 1 : converged + 1]
-    if converged < n_components:  # too few rows, or the solver did not converge
-        noise = hashing.uniform(hashing.draws(seed, hashing.EIGEN_NOISE, np.arange(size * n_components)))
-        out[:, converged:] = (noise.reshape(size, n_components)[:, converged:] - 0.5) / np.sqrt(size)
+            eigenvalues, eigenvectors = eigsh(
+                normalized,
+                n_eigenvectors,
+                which="LA",
+                v0=first_vector,
+                ncv=min(n_rows, max(2 * n_eigenvectors + 1, 40)),
+                tol=0,
+                maxiter=300,
+            )
+        except ArpackNoConvergence as error:
+            eigenvalues, eigenvectors = error.eigenvalues, error.eigenvectors
+        order = np.argsort(-eigenvalues, kind="stable")
+        eigenvalues, eigenvectors = eigenvalues[order], eigenvectors[:, order]
+        if len(eigenvalues):
+            residual = float(np.abs(normalized @ eigenvectors - eigenvectors * eigenvalues).max())
+    out = np.zeros((n_rows, n_components))
+    n_converged = min(n_components, eigenvectors.shape[1] - 1) if eigenvectors.shape[1] else 0
+    if n_converged > 0:
+        out[:, :n_converged] = eigenvectors[:, 1 : n_converged + 1]
+    if n_converged < n_components:  # too few rows, or the solver did not converge
+        noise = hashing.uniform_from_bits(
+            hashing.draw_words(seed, hashing.EIGEN_NOISE, np.arange(n_rows * n_components))
+        )
+        out[:, n_converged:] = (noise.reshape(n_rows, n_components)[:, n_converged:] - 0.5) / np.sqrt(n_rows)
     out *= scale[:, None]
-    flip = np.sign(out[np.abs(out).argmax(axis=0), np.arange(n_components)])
-    out *= np.where(flip == 0, 1, flip)
+    signs = np.sign(out[np.abs(out).argmax(axis=0), np.arange(n_components)])
+    out *= np.where(signs == 0, 1, signs)
     return out / max(np.abs(out).max(), 1e-300), residual
 
 
-def most_edges(count: int) -> int:
-    """Return the most edges that a row of a coarse graph of `count` rows keeps."""
-    return min(STRONGEST, COARSE_EDGES // max(count, 1))
+def max_row_edges(n_rows: int) -> int:
+    """Return the most edges that a row of a coarse graph of `n_rows` rows keeps."""
+    return min(MAX_ROW_EDGES, MAX_COARSE_EDGES // max(n_rows, 1))
 
 
-def strongest(pairs: np.ndarray, sums: np.ndarray, count: int, most: int) -> tuple[np.ndarray, np.ndarray]:
-    """Keep the `most` greatest sums of each head; of equal sums, the lower tails. Pairs stay ascending."""
-    heads = pairs // count
+def keep_strongest(pairs: np.ndarray, sums: np.ndarray, n_rows: int, max_edges: int) -> tuple[np.ndarray, np.ndarray]:
+    """Keep the `max_edges` greatest sums of each head; of equal sums, the lower tails. Pairs stay ascending."""
+    heads = pairs // n_rows
     degrees = np.bincount(heads - heads[0]) if len(heads) else np.empty(0, np.int64)
-    if degrees.max(initial=0) <= most:
+    if degrees.max(initial=0) <= max_edges:
         return pairs, sums
     order = np.lexsort((pairs, -sums, heads))
-    rank = np.arange(len(order)) - np.repeat(np.cumsum(degrees) - degrees, degrees)
-    kept = np.sort(order[rank < most])
+    ranks = np.arange(len(order)) - np.repeat(np.cumsum(degrees) - degrees, degrees)
+    kept = np.sort(order[ranks < max_edges])
     return pairs[kept], sums[kept]
 
 
-def matrix_of(pairs: np.ndarray, sums: np.ndarray, count: int) -> sparse.csr_matrix:
+def coarse_matrix(pairs: np.ndarray, sums: np.ndarray, n_rows: int) -> sparse.csr_matrix:
     """Return the coarse graph as a symmetric matrix; a pair that is kept in one direction counts in both.
 
     Parameters
     ----------
     pairs, sums : ndarray of int64
-        From `coarse_edges`, added up over all shards.
-    count : int
+        From `sum_edges_by_label`, added up over all shards.
+    n_rows : int
         Coarse rows.
     """
-    matrix = sparse.csr_matrix((sums / WEIGHT_UNIT, (pairs // count, pairs % count)), shape=(count, count))
+    matrix = sparse.csr_matrix((sums / UNITS_PER_WEIGHT, (pairs // n_rows, pairs % n_rows)), shape=(n_rows, n_rows))
     return matrix.maximum(matrix.T).tocsr()
 
 
-def leading(matrix: sparse.csr_matrix, pairs: np.ndarray, sums: np.ndarray) -> sparse.csr_matrix:
+def keep_layout_edges(matrix: sparse.csr_matrix, pairs: np.ndarray, sums: np.ndarray) -> sparse.csr_matrix:
     """Return the strongest edges of each coarse row, and a maximum spanning tree, which keeps components connected.
 
     Parameters
     ----------
     matrix : csr_matrix, shape (coarse rows, coarse rows)
-        The whole coarse graph, from `matrix_of`.
+        The whole coarse graph, from `coarse_matrix`.
     pairs, sums : ndarray of int64
-        As for `matrix_of`.
+        As for `coarse_matrix`.
     """
-    count, cost = matrix.shape[0], matrix.copy()  # costs are ranks: no two are equal, so the tree is unique
-    cost.data[np.argsort(-matrix.data, kind="stable")] = np.arange(1.0, matrix.nnz + 1)
-    tree = minimum_spanning_tree(cost).astype(bool)
-    return matrix_of(*strongest(pairs, sums, count, LEADING), count).maximum(matrix.multiply(tree + tree.T)).tocsr()
+    n_rows, costs = matrix.shape[0], matrix.copy()  # costs are ranks: no two are equal, so the tree is unique
+    costs.data[np.argsort(-matrix.data, kind="stable")] = np.arange(1.0, matrix.nnz + 1)
+    tree = minimum_spanning_tree(costs).astype(bool)
+    return (
+        coarse_matrix(*keep_strongest(pairs, sums, n_rows, LAYOUT_ROW_EDGES), n_rows)
+        .maximum(matrix.multiply(tree + tree.T))
+        .tocsr()
+    )
 
 
-def spectral(
+def spectral_layout(
     matrix: sparse.csr_matrix, sizes: np.ndarray, n_components: int, seed: int
 ) -> tuple[np.ndarray, int, float]:
     """Embed each connected component of the coarse graph by itself, and put the components on a spiral around the
@@ -169,7 +185,7 @@ def spectral(
     Parameters
     ----------
     matrix : csr_matrix, shape (coarse rows, coarse rows)
-        From `matrix_of`.
+        From `coarse_matrix`.
     sizes : ndarray of int64, shape (coarse rows,)
         Rows of each label.
     n_components, seed : int
@@ -178,38 +194,43 @@ def spectral(
     -------
     coordinates : ndarray of float64, shape (coarse rows, n_components)
         In the box [0, SPAN]; NaN where a label has no rows.
-    components : int
+    n_components_of_graph : int
     residual : float
         The greatest |A v - lambda v| over all eigenvectors; infinite if no eigenvector of a component converged.
     """
-    filled = np.flatnonzero(sizes)
-    components, member = connected_components(matrix[filled][:, filled], directed=False)
-    order = filled[np.argsort(member, kind="stable")]
-    matrix, stops = sparse.csr_matrix(matrix[order][:, order]), np.cumsum(np.bincount(member, minlength=components))
-    rows = np.bincount(member, weights=sizes[filled], minlength=components)
+    used_labels = np.flatnonzero(sizes)
+    n_components_of_graph, component_of = connected_components(matrix[used_labels][:, used_labels], directed=False)
+    order = used_labels[np.argsort(component_of, kind="stable")]
+    matrix, component_stops = (
+        sparse.csr_matrix(matrix[order][:, order]),
+        np.cumsum(np.bincount(component_of, minlength=n_components_of_graph)),
+    )
+    component_rows = np.bincount(component_of, weights=sizes[used_labels], minlength=n_components_of_graph)
     out = np.full((len(sizes), n_components), np.nan)
-    max_residual, area = 0.0, 0.0
+    max_residual, placed_area = 0.0, 0.0
     with one_thread():
-        for rank, c in enumerate(np.argsort(-rows, kind="stable")):
-            inside = slice(stops[c - 1] if c else 0, stops[c])
-            local, component_residual = _connected(matrix[inside, inside], n_components, seed)
+        for rank, component in enumerate(np.argsort(-component_rows, kind="stable")):
+            in_component = slice(component_stops[component - 1] if component else 0, component_stops[component])
+            component_y, component_residual = _embed_component(matrix[in_component, in_component], n_components, seed)
             max_residual = max(max_residual, component_residual)
-            radius = float(rows[c] / rows.max()) ** (1 / max(n_components, 2))
+            radius = float(component_rows[component] / component_rows.max()) ** (1 / max(n_components, 2))
             centre = np.zeros(n_components)
             if rank:  # the golden angle spreads the components evenly around the spiral
-                area += float(rows[c] / rows.max())
-                distance = 1.2 + radius + np.sqrt(area)
+                placed_area += float(component_rows[component] / component_rows.max())
+                distance = 1.2 + radius + np.sqrt(placed_area)
                 angle = 2.399963229728653 * rank
                 centre[0] = distance * np.cos(angle)
                 centre[1 % n_components] += distance * np.sin(angle) if n_components > 1 else 0.0
-            out[order[inside]] = centre + radius * local
-    if components:
+            out[order[in_component]] = centre + radius * component_y
+    if n_components_of_graph:
         low, high = np.nanmin(out, axis=0), np.nanmax(out, axis=0)
-        out = SPAN * (out - low) / np.where(high > low, high - low, 1)
-    return out, int(components), max_residual
+        out = BOX_SIDE * (out - low) / np.where(high > low, high - low, 1)
+    return out, int(n_components_of_graph), max_residual
 
 
-def lay_out(matrix: sparse.csr_matrix, sizes: np.ndarray, y: np.ndarray, parameters: LayoutParameters) -> np.ndarray:
+def optimize_coarse_layout(
+    matrix: sparse.csr_matrix, sizes: np.ndarray, y: np.ndarray, parameters: LayoutParameters
+) -> np.ndarray:
     """Lay out the coarse graph with the kernel of the layout.
 
     An edge is sampled in proportion to its share of its head's weight. A coarse row is drawn as a negative sample in
@@ -218,9 +239,9 @@ def lay_out(matrix: sparse.csr_matrix, sizes: np.ndarray, y: np.ndarray, paramet
     Parameters
     ----------
     matrix, sizes
-        As for `spectral`; the matrix comes from `leading`.
+        As for `spectral_layout`; the matrix comes from `keep_layout_edges`.
     y : ndarray of float64, shape (coarse rows, n_components)
-        From `spectral`.
+        From `spectral_layout`.
     parameters : LayoutParameters
 
     Returns
@@ -228,22 +249,24 @@ def lay_out(matrix: sparse.csr_matrix, sizes: np.ndarray, y: np.ndarray, paramet
     ndarray of float64, shape (coarse rows, n_components)
         In units of the map; NaN where a label has no rows.
     """
-    filled = np.flatnonzero(sizes)
-    matrix, stops = matrix[filled][:, filled], np.cumsum(sizes[filled])
+    used_labels = np.flatnonzero(sizes)
+    matrix, cumulative_sizes = matrix[used_labels][:, used_labels], np.cumsum(sizes[used_labels])
     matrix.sort_indices()
-    degree = np.maximum(np.asarray(matrix.sum(axis=1)).ravel(), 1e-300)
+    degrees = np.maximum(np.asarray(matrix.sum(axis=1)).ravel(), 1e-300)
     relative_weights = np.minimum(
-        COARSE_SAMPLES / 2 * matrix.data / np.repeat(degree, np.diff(matrix.indptr)), _MAX_RELATIVE_WEIGHT
+        COARSE_SAMPLES / 2 * matrix.data / np.repeat(degrees, np.diff(matrix.indptr)), _MAX_RELATIVE_WEIGHT
     )
     indptr, weights = matrix.indptr.astype(np.int64), relative_weights.astype(np.float32)
-    edges = pack(indptr, matrix.indices, weights, 0, 1.0, parameters.n_epochs, parameters.seed)
-    before = y[filled].astype(np.float32)
-    m, v, after = np.zeros_like(before), np.zeros_like(before), np.empty_like(before)
+    edges = pack_edges(indptr, matrix.indices, weights, 0, 1.0, parameters.n_epochs, parameters.seed)
+    current_y = y[used_labels].astype(np.float32)
+    m, v, next_y = np.zeros_like(current_y), np.zeros_like(current_y), np.empty_like(current_y)
     for epoch in range(parameters.n_epochs):
-        drawn = np.searchsorted(stops, pool_rows(parameters.seed, epoch, int(stops[-1])), side="right")
-        pool = sort_pool(before[drawn])
-        layout.step_epoch(parameters, epoch, 0, len(before), 0, 0, edges, before, m, v, pool, after)
-        before, after = after, before
+        pool_labels = np.searchsorted(
+            cumulative_sizes, draw_pool_rows(parameters.seed, epoch, int(cumulative_sizes[-1])), side="right"
+        )
+        pool = sort_pool(current_y[pool_labels])
+        layout.step_epoch(parameters, epoch, 0, len(current_y), 0, 0, edges, current_y, m, v, pool, next_y)
+        current_y, next_y = next_y, current_y
     out = np.full(y.shape, np.nan)
-    out[filled] = before
+    out[used_labels] = current_y
     return out

@@ -13,32 +13,32 @@ from dumap.kernels.vectors import EXACT_IN_FLOAT32
 
 WINDOW_ROWS = 256
 """Rows whose entries are counted together to find where rows are dense."""
-MAX_COLUMNS = 2**31 - 1
+INT32_MAX = 2**31 - 1
 
 
-def densest_window(counts: Iterable[np.ndarray]) -> int:
+def max_window_entries(row_counts: Iterable[np.ndarray]) -> int:
     """Return the most entries of `WINDOW_ROWS` rows from a multiple of that on.
 
     Parameters
     ----------
-    counts : iterable of ndarray of int64
+    row_counts : iterable of ndarray of int64
         Entries of each row, row after row.
     """
-    most, left = 0, np.empty(0, np.int64)
-    for more in counts:
-        left = np.concatenate([left, more])
-        windows = left[: len(left) - len(left) % WINDOW_ROWS].reshape(-1, WINDOW_ROWS)
-        most, left = max(most, int(windows.sum(axis=1).max(initial=0))), left[windows.size :]
-    return max(most, int(left.sum()))
+    max_entries, uncounted = 0, np.empty(0, np.int64)
+    for block_counts in row_counts:
+        uncounted = np.concatenate([uncounted, block_counts])
+        windows = uncounted[: len(uncounted) - len(uncounted) % WINDOW_ROWS].reshape(-1, WINDOW_ROWS)
+        max_entries, uncounted = max(max_entries, int(windows.sum(axis=1).max(initial=0))), uncounted[windows.size :]
+    return max(max_entries, int(uncounted.sum()))
 
 
 def entry_dtype(dtype: np.dtype) -> np.dtype:
     """Return the dtype in which entries are read: float32 for float16, which scipy lacks, and uint8 for booleans."""
-    other = {"float16": np.float32, "bool": np.uint8}.get(dtype.name)
-    return dtype.newbyteorder("=") if other is None else np.dtype(other)
+    substitute = {"float16": np.float32, "bool": np.uint8}.get(dtype.name)
+    return dtype.newbyteorder("=") if substitute is None else np.dtype(substitute)
 
 
-def canonical(values: np.ndarray, columns: np.ndarray, bounds: np.ndarray, dims: int) -> csr_matrix:
+def canonical_rows(values: np.ndarray, columns: np.ndarray, indptr: np.ndarray, dims: int) -> csr_matrix:
     """Return rows with ascending columns. Entries of one place are summed, and entries of 0 are removed.
 
     Parameters
@@ -46,7 +46,7 @@ def canonical(values: np.ndarray, columns: np.ndarray, bounds: np.ndarray, dims:
     values : ndarray, shape (entries,)
     columns : ndarray of int, shape (entries,)
         From 0 to dims - 1. They are not copied if they are int32 and in order.
-    bounds : ndarray of int64, shape (rows + 1,)
+    indptr : ndarray of int64, shape (rows + 1,)
         Index of each row's first entry, from 0.
     dims : int
 
@@ -55,15 +55,17 @@ def canonical(values: np.ndarray, columns: np.ndarray, bounds: np.ndarray, dims:
     csr_matrix
         Its dtype is `entry_dtype`.
     """
-    kept = entry_dtype(values.dtype)
-    values = values if values.dtype == bool else values.astype(kept, copy=False)
-    index = np.int32 if bounds[-1] <= MAX_COLUMNS else np.int64
+    data_dtype = entry_dtype(values.dtype)
+    values = values if values.dtype == bool else values.astype(data_dtype, copy=False)
+    index_dtype = np.int32 if indptr[-1] <= INT32_MAX else np.int64
     rows = csr_matrix(
-        (values, columns.astype(index, copy=False), bounds.astype(index)), shape=(len(bounds) - 1, dims), copy=False
+        (values, columns.astype(index_dtype, copy=False), indptr.astype(index_dtype)),
+        shape=(len(indptr) - 1, dims),
+        copy=False,
     )
     rows.sum_duplicates()
     rows.eliminate_zeros()
-    return rows.astype(kept, copy=False)
+    return rows.astype(data_dtype, copy=False)
 
 
 def as_float32(rows: csr_matrix) -> csr_matrix:
@@ -77,39 +79,41 @@ def as_float32(rows: csr_matrix) -> csr_matrix:
 
 
 @nb.njit(cache=True, nogil=True)
-def take_entries(entries: np.ndarray, bounds: np.ndarray, chosen: np.ndarray, taken: np.ndarray) -> np.ndarray:
+def gather_entries(
+    entries: np.ndarray, indptr: np.ndarray, chosen_rows: np.ndarray, out_indptr: np.ndarray
+) -> np.ndarray:
     """Return the entries of chosen rows, one row after another.
 
     Parameters
     ----------
     entries : ndarray, shape (entries,)
         Values or columns of all rows.
-    bounds : ndarray of int64, shape (n + 1,)
+    indptr : ndarray of int64, shape (n + 1,)
         Index of each row's first entry.
-    chosen : ndarray of int, shape (m,)
-    taken : ndarray of int64, shape (m + 1,)
+    chosen_rows : ndarray of int, shape (m,)
+    out_indptr : ndarray of int64, shape (m + 1,)
         Index at which the entries of each chosen row begin in the result.
     """
-    out = np.empty(taken[-1], entries.dtype)
-    put_entries(entries, bounds, chosen, np.arange(len(chosen)), taken, out)
+    out = np.empty(out_indptr[-1], entries.dtype)
+    scatter_entries(entries, indptr, chosen_rows, np.arange(len(chosen_rows)), out_indptr, out)
     return out
 
 
 @nb.njit(cache=True, nogil=True)
-def put_entries(entries, bounds, chosen, places, taken, out):
-    """Copy the entries of chosen rows to `places` among the entries of other rows. See `take_entries`."""
-    for r in range(len(chosen)):
-        begin, low = taken[places[r]], bounds[chosen[r]]
-        for e in range(bounds[chosen[r] + 1] - low):
-            out[begin + e] = entries[low + e]
+def scatter_entries(entries, indptr, chosen_rows, out_rows, out_indptr, out):
+    """Copy the entries of chosen rows to `out_rows` among the entries of other rows. See `gather_entries`."""
+    for r in range(len(chosen_rows)):
+        out_start, start = out_indptr[out_rows[r]], indptr[chosen_rows[r]]
+        for e in range(indptr[chosen_rows[r] + 1] - start):
+            out[out_start + e] = entries[start + e]
 
 
-def _any_in_row(rows: csr_matrix, marked: np.ndarray) -> np.ndarray:
+def _any_in_row(rows: csr_matrix, is_marked: np.ndarray) -> np.ndarray:
     """Return which rows have an entry that is marked."""
-    return np.diff(np.concatenate([[0], np.cumsum(marked)])[rows.indptr]) > 0
+    return np.diff(np.concatenate([[0], np.cumsum(is_marked)])[rows.indptr]) > 0
 
 
-def inexact(rows: csr_matrix) -> np.ndarray:
+def changed_by_cast(rows: csr_matrix) -> np.ndarray:
     """Return which rows a cast to float32 may change, (n,) bool; False where a row is not finite."""
     values = rows.data
     if values.dtype.kind in "iu":
@@ -119,19 +123,19 @@ def inexact(rows: csr_matrix) -> np.ndarray:
     return _any_in_row(rows, values != cast) & ~_any_in_row(rows, ~np.isfinite(cast))
 
 
-def check(rows: csr_matrix) -> tuple[np.ndarray, np.ndarray]:
+def find_finite_and_empty(rows: csr_matrix) -> tuple[np.ndarray, np.ndarray]:
     """Find the rows that are finite and the rows without entries, (n,) bool each."""
     return ~_any_in_row(rows, ~np.isfinite(rows.data)), np.diff(rows.indptr) == 0
 
 
-def row_hashes(rows: csr_matrix, second: bool = False) -> np.ndarray:
+def hash_rows(rows: csr_matrix, is_second: bool = False) -> np.ndarray:
     """Hash the entries of each row. Rows that are equal to the bit have equal hashes.
 
     Parameters
     ----------
     rows : csr_matrix
-        From `canonical`.
-    second : bool
+        From `canonical_rows`.
+    is_second : bool
         Another hash, so that two rows with the same first hash differ in the second.
 
     Returns
@@ -139,16 +143,18 @@ def row_hashes(rows: csr_matrix, second: bool = False) -> np.ndarray:
     ndarray of uint64, shape (n,)
     """
     bits = rows.data.view(f"u{rows.data.dtype.itemsize}")
-    return _row_hashes(rows.indptr, rows.indices, bits, rows.shape[1], second)
+    return _hash_rows(rows.indptr, rows.indices, bits, rows.shape[1], is_second)
 
 
 @nb.njit(cache=True, nogil=True)
-def _row_hashes(bounds, columns, bits, dims, second):
-    out = np.empty(len(bounds) - 1, np.uint64)
+def _hash_rows(indptr, columns, bits, dims, is_second):
+    out = np.empty(len(indptr) - 1, np.uint64)
     for i in range(len(out)):
-        h = hashing.mix(np.uint64(dims))
-        for e in range(bounds[i], bounds[i + 1]):
+        row_hash = hashing.mix_bits(np.uint64(dims))
+        for e in range(indptr[i], indptr[i + 1]):
             column, value = np.int64(columns[e]), np.int64(bits[e])
-            h = hashing.mix(h ^ (hashing.pair(value, column) if second else hashing.pair(column, value)))
-        out[i] = h
+            row_hash = hashing.mix_bits(
+                row_hash ^ (hashing.hash_pair(value, column) if is_second else hashing.hash_pair(column, value))
+            )
+        out[i] = row_hash
     return out

@@ -13,9 +13,9 @@ def fit_ab(spread: float, min_dist: float) -> tuple[float, float]:
     """
     from scipy.optimize import curve_fit
 
-    d, near = np.linspace(0, 3, 300), min_dist / spread
-    memberships = np.where(d < near, 1.0, np.exp(near - d))
-    (a, b), _ = curve_fit(lambda x, a, b: 1.0 / (1.0 + a * x ** (2 * b)), d, memberships)
+    distances, plateau = np.linspace(0, 3, 300), min_dist / spread
+    memberships = np.where(distances < plateau, 1.0, np.exp(plateau - distances))
+    (a, b), _ = curve_fit(lambda x, a, b: 1.0 / (1.0 + a * x ** (2 * b)), distances, memberships)
     a, b = round(float(a), 6), round(float(b), 6)  # so few digits are the same on all processors
     with np.errstate(over="ignore", under="ignore"):
         return float(a * np.float64(spread) ** (-2 * b)), b

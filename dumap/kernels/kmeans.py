@@ -7,51 +7,51 @@ import numpy as np
 
 from dumap.kernels import hashing
 from dumap.kernels.threads import one_thread
-from dumap.kernels.vectors import power_near, squared_distance
+from dumap.kernels.vectors import scale_to_one, squared_distance
 
-TRIALS, ROUNDS = 4, 25
+SEEDING_TRIALS, MAX_ITERATIONS = 4, 25
 """Rows tried for each first centroid, and the most rounds of Lloyd's algorithm."""
 
 
 @nb.njit(cache=True, nogil=True)
-def _first_rows(x, count, base):
+def _choose_seed_rows(x, n_seeds, key):
     """Choose the rows of the first centroids by greedy k-means++ (Arthur and Vassilvitskii, SODA 2007).
 
     Each trial draws a row with probability proportional to its squared distance from the nearest row chosen before. The
     trial that leaves the smallest sum of these distances is chosen. Fewer rows are chosen if fewer rows differ.
     """
     n = len(x)
-    chosen = np.empty(count, np.int64)
-    nearest, nearest_then = np.full(n, np.inf, np.float32), np.empty((TRIALS, n), np.float32)
-    total, trials = np.inf, 1
-    for number in range(count):
-        best, least_sum = -1, np.inf
-        for trial in range(trials):
-            bits = hashing.draw(base, TRIALS * number + trial)
+    seed_rows = np.empty(n_seeds, np.int64)
+    nearest_squared, trial_squared = np.full(n, np.inf, np.float32), np.empty((SEEDING_TRIALS, n), np.float32)
+    total, n_trials = np.inf, 1
+    for seed_number in range(n_seeds):
+        best_trial, best_sum = -1, np.inf
+        for trial in range(n_trials):
+            bits = hashing.draw_word(key, SEEDING_TRIALS * seed_number + trial)
             row = np.int64(bits % np.uint64(n))
-            if number:
-                # Draw row i with probability nearest[i] / total: the row at which the running sum passes `left`.
-                left = total * (np.float64(bits >> np.uint64(11)) / 9007199254740992.0)
+            if seed_number:
+                # Draw row i with probability nearest[i] / total: the row at which the running sum passes `remaining`.
+                remaining = total * (np.float64(bits >> np.uint64(11)) / 9007199254740992.0)
                 for i in range(n):
-                    if nearest[i] > 0:
+                    if nearest_squared[i] > 0:
                         row = i
-                        left -= nearest[i]
-                        if left < 0:
+                        remaining -= nearest_squared[i]
+                        if remaining < 0:
                             break
-            distance_sum = 0.0  # the sum of squared distances if this row is chosen
+            trial_sum = 0.0  # the sum of squared distances if this row is chosen
             for i in range(n):
-                nearest_then[trial, i] = min(nearest[i], squared_distance(x[i], x[row]))
-                distance_sum += nearest_then[trial, i]
-            if best < 0 or distance_sum < least_sum:
-                best, least_sum, chosen[number] = trial, distance_sum, row
-        nearest[:], total, trials = nearest_then[best], least_sum, TRIALS
+                trial_squared[trial, i] = min(nearest_squared[i], squared_distance(x[i], x[row]))
+                trial_sum += trial_squared[trial, i]
+            if best_trial < 0 or trial_sum < best_sum:
+                best_trial, best_sum, seed_rows[seed_number] = trial, trial_sum, row
+        nearest_squared[:], total, n_trials = trial_squared[best_trial], best_sum, SEEDING_TRIALS
         if not total > 0:
-            return chosen[: number + 1]
-    return chosen
+            return seed_rows[: seed_number + 1]
+    return seed_rows
 
 
 @nb.njit(cache=True, nogil=True)
-def move_to_means(x, cluster_of, centroids):
+def move_centroids_to_means(x, cluster_of, centroids):
     """Move each centroid, in place, to the mean of its rows. A centroid without rows stays.
 
     Parameters
@@ -89,22 +89,22 @@ def kmeans(x: np.ndarray, n_clusters: int, seed: int) -> np.ndarray:
         Fewer than `n_clusters` if `x` has fewer distinct rows.
     """
     extent = float(max(x.max(), -x.min()))
-    scale = np.float32(1) if 1e-12 < extent < 1e12 else power_near(extent)
-    base = hashing.draws(seed, hashing.KMEANS, np.array([len(x)]))[0]
-    chosen = _first_rows(x * scale, n_clusters, base)
-    if len(chosen) < n_clusters:
-        return np.unique(x[chosen], axis=0)
-    middle = x.mean(axis=0, dtype=np.float64).astype(np.float32)
+    scale = np.float32(1) if 1e-12 < extent < 1e12 else scale_to_one(extent)
+    key = hashing.draw_words(seed, hashing.KMEANS, np.array([len(x)]))[0]
+    seed_rows = _choose_seed_rows(x * scale, n_clusters, key)
+    if len(seed_rows) < n_clusters:
+        return np.unique(x[seed_rows], axis=0)
+    centre = x.mean(axis=0, dtype=np.float64).astype(np.float32)
     with np.errstate(over="ignore"):
-        centred = (x - middle) * scale
-    centroids, cluster_of = centred[chosen], np.empty(0, np.int64)
+        centred = (x - centre) * scale
+    centroids, cluster_of = centred[seed_rows], np.empty(0, np.int64)
     with one_thread():
-        for _ in range(ROUNDS):
+        for _ in range(MAX_ITERATIONS):
             squared = centred @ centroids.T
             squared *= -2
             squared += np.einsum("ij,ij->i", centroids, centroids)
-            before, cluster_of = cluster_of, squared.argmin(axis=1)
-            if np.array_equal(cluster_of, before):
+            previous, cluster_of = cluster_of, squared.argmin(axis=1)
+            if np.array_equal(cluster_of, previous):
                 break
-            move_to_means(centred, cluster_of, centroids)
-    return np.unique(centroids / scale + middle, axis=0)
+            move_centroids_to_means(centred, cluster_of, centroids)
+    return np.unique(centroids / scale + centre, axis=0)

@@ -25,18 +25,18 @@ EPSILON = np.float32(0.03)
 """Adam adds this to the root mean square gradient, which is usually 1 or more. Without it, a component of the graph on
 which only far rows push, weakly and steadily, would move by the whole learning rate in every epoch and drift away."""
 
-_F0, _F1 = np.float32(0), np.float32(1)
-_CLIP = np.float32(4)
+_ZERO, _ONE = np.float32(0), np.float32(1)
+_MAX_FORCE = np.float32(4)
 _MIN_SQUARED = np.float32(1e-8)
 _SOFTENING = np.float32(0.001)
 
 
 @nb.njit(inline="always")
-def _clip(x):
-    return min(max(x, -_CLIP), _CLIP)
+def _clip_force(x):
+    return min(max(x, -_MAX_FORCE), _MAX_FORCE)
 
 
-class _Block(NamedTuple):  # a new name would make numba's earlier caches unreadable
+class _GroupWorkspace(NamedTuple):
     """Work space for a group of rows, small enough for the processor's first cache.
 
     Loops over the last axes have neither branches nor sums across iterations, so that the compiler vectorizes them.
@@ -54,8 +54,8 @@ class _Block(NamedTuple):  # a new name would make numba's earlier caches unread
     force: np.ndarray  # (components, EDGES_AT_ONCE): head less tail of sampled edges, then their forces
 
 
-def _empty_block(components: int, tail_dtype: np.dtype) -> _Block:
-    return _Block(
+def _make_workspace(components: int, tail_dtype: np.dtype) -> _GroupWorkspace:
+    return _GroupWorkspace(
         head=np.zeros((components, ROW_GROUP), np.float32),
         head_exchanged=np.zeros((components, ROW_GROUP), np.float32),
         pull=np.zeros((components, ROW_GROUP), np.float32),
@@ -70,122 +70,131 @@ def _empty_block(components: int, tail_dtype: np.dtype) -> _Block:
 
 
 @nb.njit(inline="always")
-def _compact_index(sampled_before, width, edge):
+def _compact_index(sampled_before, n_edges, edge):
     """Return an edge's index among the sampled edges of a chunk; an edge outside the chunk counts as the chunk's first
     or last.
     """
-    return sampled_before[min(max(edge, 0), width)]
+    return sampled_before[min(max(edge, 0), n_edges)]
 
 
 @nb.njit(cache=True, nogil=True, error_model="numpy")
-def _attract(axes, workspace, indptr, r, rows, tails, relative_weights, sample_phases, y, exchanged, t, a, b):
-    """Sum the attraction of rows r, r + 1, ...: each sampled edge (i, j) pulls i towards j."""
+def _sum_attraction(
+    components, workspace, indptr, first_row, n_rows, tails, relative_weights, sample_phases, y, exchanged_y, t, a, b
+):
+    """Sum the attraction of a group of rows: each sampled edge (i, j) pulls i towards j."""
     head, head_exchanged, pull, _, row_samples, samples, sampled_before, sampled_tails, sampled_times, force = workspace
-    components = len(axes)
+    n_components = len(components)
     two_ab = np.float32(2) * a * b
-    for e in range(indptr[r], indptr[r + rows], EDGES_AT_ONCE):
-        width = min(EDGES_AT_ONCE, indptr[r + rows] - e)
-        chunk_tails = tails[e : e + width]
-        chunk_weights, chunk_sample_phases = relative_weights[e : e + width], sample_phases[e : e + width]
-        for k in range(width):
+    for chunk_start in range(indptr[first_row], indptr[first_row + n_rows], EDGES_AT_ONCE):
+        n_edges = min(EDGES_AT_ONCE, indptr[first_row + n_rows] - chunk_start)
+        chunk_tails = tails[chunk_start : chunk_start + n_edges]
+        chunk_weights, chunk_sample_phases = (
+            relative_weights[chunk_start : chunk_start + n_edges],
+            sample_phases[chunk_start : chunk_start + n_edges],
+        )
+        for k in range(n_edges):
             samples[k] = samples_in_epoch(chunk_weights[k], chunk_sample_phases[k], t)
         # Compact: move the sampled edges to the front, without a branch, which the processor could not predict.
-        sampled = 0
-        for k in range(width):
-            sampled_before[k] = sampled
-            sampled_tails[sampled] = chunk_tails[k]
-            sampled_times[sampled] = samples[k]
-            sampled += np.int64(samples[k] > 0)
-        sampled_before[width] = sampled
+        n_sampled = 0
+        for k in range(n_edges):
+            sampled_before[k] = n_sampled
+            sampled_tails[n_sampled] = chunk_tails[k]
+            sampled_times[n_sampled] = samples[k]
+            n_sampled += np.int64(samples[k] > 0)
+        sampled_before[n_edges] = n_sampled
         # force = y_i - y_j. A tail in another shard has the coordinates of the last exchange; its head's are then taken
         # from the same time.
-        for q in range(rows):
-            low = _compact_index(sampled_before, width, indptr[r + q] - e)
-            high = _compact_index(sampled_before, width, indptr[r + q + 1] - e)
+        for q in range(n_rows):
+            low = _compact_index(sampled_before, n_edges, indptr[first_row + q] - chunk_start)
+            high = _compact_index(sampled_before, n_edges, indptr[first_row + q + 1] - chunk_start)
             for k in range(low, high):
                 tail = sampled_tails[k]
-                if exchanged is not None and tail >= exchanged.shape[0]:
-                    for c in range(components):
+                if exchanged_y is not None and tail >= exchanged_y.shape[0]:
+                    for c in range(n_components):
                         force[c, k] = head_exchanged[c, q] - y[tail, c]
                 else:
-                    for c in range(components):
+                    for c in range(n_components):
                         force[c, k] = head[c, q] - y[tail, c]
         # The gradient of log(1 + a d^2b) is 2ab d^(2b-2) / (1 + a d^2b) (y_i - y_j), clipped to 4 by component.
-        for k in range(sampled):
+        for k in range(n_sampled):
             d2 = _MIN_SQUARED
-            for c in range(components):
+            for c in range(n_components):
                 d2 += force[c, k] * force[c, k]
             p = maths.power(d2, b)
-            factor = two_ab * p / (d2 * (_F1 + a * p))
-            for c in range(components):
-                force[c, k] = np.float32(sampled_times[k]) * _clip(factor * force[c, k])
+            factor = two_ab * p / (d2 * (_ONE + a * p))
+            for c in range(n_components):
+                force[c, k] = np.float32(sampled_times[k]) * _clip_force(factor * force[c, k])
         # Sum by row, in the order of the edges, so that the result depends neither on chunks nor on threads.
-        for q in range(rows):
-            low = _compact_index(sampled_before, width, indptr[r + q] - e)
-            high = _compact_index(sampled_before, width, indptr[r + q + 1] - e)
+        for q in range(n_rows):
+            low = _compact_index(sampled_before, n_edges, indptr[first_row + q] - chunk_start)
+            high = _compact_index(sampled_before, n_edges, indptr[first_row + q + 1] - chunk_start)
             for k in range(low, high):
                 row_samples[q] += sampled_times[k]
-                for c in range(components):
+                for c in range(n_components):
                     pull[c, q] += force[c, k]
 
 
 @nb.njit(cache=True, nogil=True, error_model="numpy")
-def _repel(axes, workspace, group_number, rows, pool, count, epoch_key, a, b, repulsion_strength):
-    """Sum the repulsion of a group's rows by `count` negative samples of the pool.
+def _sum_repulsion(components, workspace, group_number, n_rows, pool, n_samples, epoch_key, a, b, repulsion_strength):
+    """Sum the repulsion of a group's rows by `n_samples` negative samples of the pool.
 
     All rows of the group share the samples, which lie at equal steps along the pool from a hashed offset.
     """
     head, push = workspace.head, workspace.push
-    components = len(axes)
+    n_components = len(components)
     two_b = np.float32(2) * b * repulsion_strength
     # Offset and step are in units of 2**-15 pool rows, so that any number of samples spreads over the whole pool.
-    step = max((POOL_ROWS << FRACTION_BITS) // max(count, 1), 1)
-    offset = np.int64(hashing.draw(epoch_key, group_number) % np.uint64(step))
-    for n in range(count):
+    step = max((POOL_ROWS << FRACTION_BITS) // max(n_samples, 1), 1)
+    offset = np.int64(hashing.draw_word(epoch_key, group_number) % np.uint64(step))
+    for n in range(n_samples):
         s = ((offset + n * step) >> FRACTION_BITS) & (POOL_ROWS - 1)
         # umap-learn's repulsion: 2b gamma / ((0.001 + d^2) (1 + a d^2b)) (y_i - y_s), clipped to 4 by component.
-        for q in range(rows):
-            d2 = _F0
-            for c in range(components):
-                away = head[c, q] - pool[c, s]
-                d2 += away * away
+        for q in range(n_rows):
+            d2 = _ZERO
+            for c in range(n_components):
+                difference = head[c, q] - pool[c, s]
+                d2 += difference * difference
             p = maths.power(d2 + _MIN_SQUARED, b)
-            factor = two_b / ((_SOFTENING + d2) * (_F1 + a * p))
-            for c in range(components):
-                push[c, q] += _clip(factor * (head[c, q] - pool[c, s]))
+            factor = two_b / ((_SOFTENING + d2) * (_ONE + a * p))
+            for c in range(n_components):
+                push[c, q] += _clip_force(factor * (head[c, q] - pool[c, s]))
 
 
 @nb.njit(cache=True, nogil=True, error_model="numpy")
-def _step_rows(
-    axes, workspace, start, stop, first, y_offset, indptr, tails, relative_weights, sample_phases, y, exchanged, m, v,
-    pool, epoch, epoch_key, a, b, repulsion_strength, negatives, rate, correction1, correction2, out_y,
+def _update_rows(
+    components, workspace, start, stop, first_row, y_offset, indptr, tails, relative_weights, sample_phases,
+    y, exchanged_y, m, v, pool, epoch, epoch_key, a, b, repulsion_strength, negatives_per_sample, learning_rate,
+    correction1, correction2, out_y,
 ):  # fmt: skip
-    """Step rows [start, stop) of a shard; `axes` is a tuple so that its length is known to the compiler."""
-    components = len(axes)
+    """Step rows [start, stop) of a shard; `components` is a tuple so that its length is known to the compiler."""
+    n_components = len(components)
     for r in range(start, stop, ROW_GROUP):
-        rows = min(ROW_GROUP, stop - r)
-        for q in range(rows):
-            for c in range(components):
+        n_rows = min(ROW_GROUP, stop - r)
+        for q in range(n_rows):
+            for c in range(n_components):
                 workspace.head[c, q] = y[y_offset + r + q, c]
-                if exchanged is not None:
-                    workspace.head_exchanged[c, q] = exchanged[r + q, c]
-        workspace.pull[:], workspace.push[:], workspace.row_samples[:] = _F0, _F0, 0
+                if exchanged_y is not None:
+                    workspace.head_exchanged[c, q] = exchanged_y[r + q, c]
+        workspace.pull[:], workspace.push[:], workspace.row_samples[:] = _ZERO, _ZERO, 0
         t = np.int32(epoch)
-        _attract(axes, workspace, indptr, r, rows, tails, relative_weights, sample_phases, y, exchanged, t, a, b)
+        _sum_attraction(
+            components, workspace, indptr, r, n_rows, tails, relative_weights, sample_phases, y, exchanged_y, t, a, b
+        )
         # The group takes as many negative samples as its mean row needs. Each row scales their push to its own number
         # of edge samples.
-        needed = negatives * np.float32(workspace.row_samples.sum()) / np.float32(rows)
-        count = np.int64(np.ceil(needed))
-        _repel(axes, workspace, (first + r) // ROW_GROUP, rows, pool, count, epoch_key, a, b, repulsion_strength)
-        for q in range(rows):
-            scale = negatives * np.float32(workspace.row_samples[q]) / np.float32(max(count, 1))
-            for c in range(components):
+        mean_negatives = negatives_per_sample * np.float32(workspace.row_samples.sum()) / np.float32(n_rows)
+        n_negatives = np.int64(np.ceil(mean_negatives))
+        group = (first_row + r) // ROW_GROUP
+        _sum_repulsion(components, workspace, group, n_rows, pool, n_negatives, epoch_key, a, b, repulsion_strength)
+        for q in range(n_rows):
+            scale = negatives_per_sample * np.float32(workspace.row_samples[q]) / np.float32(max(n_negatives, 1))
+            for c in range(n_components):
                 # Adam (Kingma and Ba 2015): moments m and v of the gradient g, corrected for their start at zero.
                 g = workspace.pull[c, q] - scale * workspace.push[c, q]
-                m1 = BETA1 * m[r + q, c] + (_F1 - BETA1) * g
-                v1 = BETA2 * v[r + q, c] + (_F1 - BETA2) * (g * g)
+                m1 = BETA1 * m[r + q, c] + (_ONE - BETA1) * g
+                v1 = BETA2 * v[r + q, c] + (_ONE - BETA2) * (g * g)
                 m[r + q, c], v[r + q, c] = m1, v1
-                step = rate * (m1 * correction1) / (np.sqrt(v1 * correction2) + EPSILON)
+                step = learning_rate * (m1 * correction1) / (np.sqrt(v1 * correction2) + EPSILON)
                 out_y[r + q, c] = workspace.head[c, q] - step
 
 
@@ -210,8 +219,8 @@ class LayoutParameters(NamedTuple):
     seed: int
 
 
-def loss(
-    parameters: LayoutParameters, heads: np.ndarray, tails: np.ndarray, weights: np.ndarray, others: np.ndarray
+def estimate_loss(
+    parameters: LayoutParameters, heads: np.ndarray, tails: np.ndarray, weights: np.ndarray, random_rows: np.ndarray
 ) -> float:
     """Return the cross-entropy per directed edge that the layout minimizes, estimated from a sample.
 
@@ -221,7 +230,7 @@ def loss(
     Parameters
     ----------
     parameters : LayoutParameters
-    heads, tails, others : ndarray of float32, shape (n, n_components)
+    heads, tails, random_rows : ndarray of float32, shape (n, n_components)
         Coordinates of both ends of edges, and of random rows.
     weights : ndarray of float, shape (n,)
         Membership strengths.
@@ -232,11 +241,11 @@ def loss(
         return parameters.a * d2**parameters.b
 
     pull = np.average(np.log1p(odds(heads, tails)), weights=weights)
-    push = np.mean(np.log1p(1 / odds(heads, others)))
+    push = np.mean(np.log1p(1 / odds(heads, random_rows)))
     return float(pull + parameters.negative_sample_rate / 2 * parameters.repulsion_strength * push)
 
 
-def _power_of(base: float, exponent: int) -> float:
+def _integer_power(base: float, exponent: int) -> float:
     result = 1.0
     for _ in range(exponent):
         result *= base
@@ -248,7 +257,7 @@ def step_epoch(
     epoch: int,
     start: int,
     stop: int,
-    first: int,
+    first_row: int,
     y_offset: int,
     edges: Edges,
     y: np.ndarray,
@@ -256,7 +265,7 @@ def step_epoch(
     v: np.ndarray,
     pool: np.ndarray,
     out_y: np.ndarray,
-    exchanged: np.ndarray | None = None,
+    exchanged_y: np.ndarray | None = None,
 ) -> None:
     """Compute one epoch of rows [start, stop) of a shard; the rows' moments change in place.
 
@@ -270,7 +279,7 @@ def step_epoch(
         Counted from 0.
     start, stop : int
         Rows of the shard. Multiples of `ROW_GROUP`, unless they are the shard's end.
-    first : int
+    first_row : int
         Position of the shard's first row, a multiple of `ROW_GROUP`. Random choices depend on it.
     y_offset : int
         Row of `y` at which the shard's rows begin.
@@ -282,7 +291,7 @@ def step_epoch(
     pool : ndarray of float32, shape (n_components, POOL_ROWS)
         From `dumap.kernels.pool.sort_pool`.
     out_y : ndarray of float32, shape (shard rows, n_components)
-    exchanged : ndarray of float32, shape (shard rows, n_components), optional
+    exchanged_y : ndarray of float32, shape (shard rows, n_components), optional
         The shard's rows at the last exchange, if shards do not exchange coordinates in every epoch. `y` holds the rows
         of other shards after the shard's own, with the coordinates of the last exchange. An edge to such a row takes
         both ends from the last exchange, so that the forces on its ends are opposite and equal.
@@ -292,18 +301,18 @@ def step_epoch(
     ValueError
         The rows are not whole groups.
     """
-    if start % ROW_GROUP or first % ROW_GROUP or (stop % ROW_GROUP and stop < len(out_y)):
+    if start % ROW_GROUP or first_row % ROW_GROUP or (stop % ROW_GROUP and stop < len(out_y)):
         raise ValueError(
-            f"rows [{start}, {stop}) of a shard that begins at {first} are not whole groups of {ROW_GROUP}"
+            f"rows [{start}, {stop}) of a shard that begins at {first_row} are not whole groups of {ROW_GROUP}"
         )
-    epoch_key = hashing.draws(parameters.seed, hashing.NEGATIVES, np.array([epoch]))[0]
-    rate = parameters.learning_rate * (1.0 - epoch / parameters.n_epochs)
-    correction1 = 1.0 / (1.0 - _power_of(float(BETA1), epoch + 1))
-    correction2 = 1.0 / (1.0 - _power_of(float(BETA2), epoch + 1))
-    _step_rows(
-        (0,) * y.shape[1], _empty_block(y.shape[1], edges.tails.dtype),
-        start, stop, first, y_offset, *edges, y, exchanged, m, v, pool, epoch, epoch_key,
+    epoch_key = hashing.draw_words(parameters.seed, hashing.POOL_OFFSETS, np.array([epoch]))[0]
+    learning_rate = parameters.learning_rate * (1.0 - epoch / parameters.n_epochs)
+    correction1 = 1.0 / (1.0 - _integer_power(float(BETA1), epoch + 1))
+    correction2 = 1.0 / (1.0 - _integer_power(float(BETA2), epoch + 1))
+    _update_rows(
+        (0,) * y.shape[1], _make_workspace(y.shape[1], edges.tails.dtype),
+        start, stop, first_row, y_offset, *edges, y, exchanged_y, m, v, pool, epoch, epoch_key,
         np.float32(parameters.a), np.float32(parameters.b), np.float32(parameters.repulsion_strength),
-        np.float32(parameters.negative_sample_rate / 2), np.float32(rate),
+        np.float32(parameters.negative_sample_rate / 2), np.float32(learning_rate),
         np.float32(correction1), np.float32(correction2), out_y,
     )  # fmt: skip

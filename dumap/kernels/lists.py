@@ -12,63 +12,67 @@ import numpy as np
 from numba.core import types
 from numba.extending import overload
 
-from dumap.kernels.codes import least_squared
+from dumap.kernels.codes import squared_lower_bound
 from dumap.kernels.neighbors import precedes
 from dumap.kernels.pairs import pair_distance
 from dumap.kernels.vectors import squared_distance
 
-FARTHEST = np.finfo(np.float32).max
+MAX_SQUARED = np.finfo(np.float32).max
 """Squared distances are cut off at this, the largest float32."""
 ROUND_UP = np.float32(1.001)
 """Factor that makes a limit safe against rounded lower bounds."""
-NEW = np.uint8(2)
+NEW_AGE = np.uint8(2)
 """Age of an entry that this pass added. An entry of the pass before has age 1, an older entry has age 0."""
 
 
 @nb.njit(cache=True, nogil=True)
-def offer(row, j, d, indices, distances, ages):
+def insert_if_nearer(row, j, d, indices, distances, ages):
     """Insert j at distance d into a row's list, unless j is listed or too far.
 
     Equal distances are ordered by the hash of the pair, so that many equal rows do not all list the same few.
     """
-    at = indices.shape[1] - 1
-    if not d < np.inf or not precedes(d, j, distances[row, at], indices[row, at], row):
+    slot = indices.shape[1] - 1
+    if not d < np.inf or not precedes(d, j, distances[row, slot], indices[row, slot], row):
         return
     entries, entry_distances, row_ages = indices[row], distances[row], ages[row]
-    listed = False
+    is_listed = False
     for t in range(len(entries)):  # no early exit, so that the loop is vectorized
-        listed |= entries[t] == j
-    if listed:
+        is_listed |= entries[t] == j
+    if is_listed:
         return
-    while at > 0 and precedes(d, j, entry_distances[at - 1], entries[at - 1], row):
-        entries[at], entry_distances[at], row_ages[at] = entries[at - 1], entry_distances[at - 1], row_ages[at - 1]
-        at -= 1
-    entries[at], entry_distances[at], row_ages[at] = j, d, NEW
+    while slot > 0 and precedes(d, j, entry_distances[slot - 1], entries[slot - 1], row):
+        entries[slot], entry_distances[slot], row_ages[slot] = (
+            entries[slot - 1],
+            entry_distances[slot - 1],
+            row_ages[slot - 1],
+        )
+        slot -= 1
+    entries[slot], entry_distances[slot], row_ages[slot] = j, d, NEW_AGE
 
 
-def between(x, i, j):
+def finite_distance(x, i, j):
     """Return the squared distance of two rows of an array, cut off so that it is finite, or of `SparseRows`."""
-    return min(pair_distance(x, i, j), FARTHEST) if isinstance(x, np.ndarray) else pair_distance(x, i, j)
+    return min(pair_distance(x, i, j), MAX_SQUARED) if isinstance(x, np.ndarray) else pair_distance(x, i, j)
 
 
-@overload(between)
-def _between(x, i, j):
+@overload(finite_distance)
+def _finite_distance(x, i, j):
     if isinstance(x, types.Array):
-        return lambda x, i, j: min(squared_distance(x[i], x[j]), FARTHEST)
+        return lambda x, i, j: min(squared_distance(x[i], x[j]), MAX_SQUARED)
     return lambda x, i, j: pair_distance(x, i, j)
 
 
 @nb.njit(cache=True, nogil=True)
-def _may_be_near(i, others, count, limits, codes, bounds):
-    """Keep the rows of `others` that, by lower bounds, may enter row i's list or may list i; return their number."""
+def _keep_possible_neighbors(i, candidates, count, kth_squared, codes, bounds):
+    """Keep the candidates that, by lower bounds, may enter row i's list or may list i; return their number."""
     for q in range(count):  # a separate loop, so that the processor fetches the next rows while it sums
-        bounds[q] = least_squared(codes, i, others[q])
-    kept = 0
+        bounds[q] = squared_lower_bound(codes, i, candidates[q])
+    n_kept = 0
     for q in range(count):
-        j = others[q]
-        others[kept] = j
-        kept += bounds[q] <= ROUND_UP * max(limits[i], limits[j])
-    return kept
+        j = candidates[q]
+        candidates[n_kept] = j
+        n_kept += bounds[q] <= ROUND_UP * max(kth_squared[i], kth_squared[j])
+    return n_kept
 
 
 class ProbedLeaves(NamedTuple):
@@ -92,65 +96,65 @@ def _share_leaf(leaves, i, j):
 
 
 @nb.njit(cache=True, nogil=True)
-def explore(x, codes, guest_home, probed_leaves, indices, distances, ages):
+def compare_neighbors_of_neighbors(x, codes, guest_homes, probed_leaves, indices, distances, ages):
     """Compare each row with its neighbours' neighbours, one pass of nearest-neighbour descent.
 
     Rows i and j are compared if i lists a row that lists j, and one of these two entries is new since the last pass
     (Dong, Charikar and Li, WWW 2011).
     """
     n, k = indices.shape
-    limits = distances[:, k - 1].copy()
-    seen = np.full(n, -1, np.int32)
+    kth_squared = distances[:, k - 1].copy()
+    last_seen_by = np.full(n, -1, np.int32)
     has_new = np.zeros(n, np.bool_)
     for i in range(n):
         for s in range(k):
             ages[i, s] >>= 1  # entries age by a pass
             has_new[i] |= ages[i, s] > 0
-    others, bounds = np.empty(k * k, np.int32), np.empty(k * k, np.float32)
+    candidates, bounds = np.empty(k * k, np.int32), np.empty(k * k, np.float32)
     for i in range(n):
         # Gather each candidate j once: i lists via, via lists j, and i does not list j.
-        seen[i] = i
+        last_seen_by[i] = i
         for s in range(k):
             if indices[i, s] >= 0:
-                seen[indices[i, s]] = i
-        count = 0
+                last_seen_by[indices[i, s]] = i
+        n_candidates = 0
         for s in range(k):
-            via, is_new = indices[i, s], ages[i, s] > 0
-            if via < 0:
+            neighbor, is_new = indices[i, s], ages[i, s] > 0
+            if neighbor < 0:
                 break
-            if not (is_new or has_new[via]):
+            if not (is_new or has_new[neighbor]):
                 continue
             for t in range(k):
-                j = indices[via, t]
+                j = indices[neighbor, t]
                 if j < 0:
                     break
-                if seen[j] == i or not (is_new or ages[via, t]):
+                if last_seen_by[j] == i or not (is_new or ages[neighbor, t]):
                     continue
-                if guest_home[i] >= 0 and guest_home[i] == guest_home[j]:  # their home cell compared them
+                if guest_homes[i] >= 0 and guest_homes[i] == guest_homes[j]:  # their home cell compared them
                     continue
                 if len(probed_leaves.home) and (
                     probed_leaves.probed[i] & probed_leaves.home[j] or probed_leaves.probed[j] & probed_leaves.home[i]
                 ):
                     continue
-                seen[j] = i
-                others[count] = j
-                count += 1
+                last_seen_by[j] = i
+                candidates[n_candidates] = j
+                n_candidates += 1
         # Codes rule out most candidates. The other candidates are compared exactly; a pair may enter both lists.
         if codes.values.shape[1]:
-            count = _may_be_near(i, others, count, limits, codes, bounds)
-        for q in range(count):
-            j = others[q]
-            d = between(x, i, j)
-            if d <= limits[i]:
-                offer(i, j, d, indices, distances, ages)
-                limits[i], has_new[i] = distances[i, k - 1], True
-            if d <= limits[j]:
-                offer(j, i, d, indices, distances, ages)
-                limits[j], has_new[j] = distances[j, k - 1], True
+            n_candidates = _keep_possible_neighbors(i, candidates, n_candidates, kth_squared, codes, bounds)
+        for q in range(n_candidates):
+            j = candidates[q]
+            d = finite_distance(x, i, j)
+            if d <= kth_squared[i]:
+                insert_if_nearer(i, j, d, indices, distances, ages)
+                kth_squared[i], has_new[i] = distances[i, k - 1], True
+            if d <= kth_squared[j]:
+                insert_if_nearer(j, i, d, indices, distances, ages)
+                kth_squared[j], has_new[j] = distances[j, k - 1], True
 
 
 @nb.njit(cache=True, nogil=True)
-def score(x, indices, distances, ages):
+def score_new_entries(x, indices, distances, ages):
     """Compute the distances of new entries from the rows, and sort the lists again."""
     for i in range(len(indices)):
         entries, entry_distances, row_ages = indices[i], distances[i], ages[i]
@@ -158,19 +162,19 @@ def score(x, indices, distances, ages):
             j, age = entries[s], row_ages[s]
             if j < 0:
                 break
-            d, at = between(x, i, j) if age == NEW else entry_distances[s], s
-            while at > 0 and precedes(d, j, entry_distances[at - 1], entries[at - 1], i):
-                entries[at], entry_distances[at], row_ages[at] = (
-                    entries[at - 1],
-                    entry_distances[at - 1],
-                    row_ages[at - 1],
+            d, slot = finite_distance(x, i, j) if age == NEW_AGE else entry_distances[s], s
+            while slot > 0 and precedes(d, j, entry_distances[slot - 1], entries[slot - 1], i):
+                entries[slot], entry_distances[slot], row_ages[slot] = (
+                    entries[slot - 1],
+                    entry_distances[slot - 1],
+                    row_ages[slot - 1],
                 )
-                at -= 1
-            entries[at], entry_distances[at], row_ages[at] = j, d, age
+                slot -= 1
+            entries[slot], entry_distances[slot], row_ages[slot] = j, d, age
 
 
 class CellLists(NamedTuple):
-    """Neighbour lists while they are filled: entries, squared distances, and ages (see `NEW`)."""
+    """Neighbour lists while they are filled: entries, squared distances, and ages (see `NEW_AGE`)."""
 
     indices: np.ndarray
     distances: np.ndarray

@@ -10,12 +10,12 @@ import numpy as np
 
 from dumap.kernels import hashing, vectors
 
-EXACT_SECONDS = 8.0
+MAX_EXHAUSTIVE_SECONDS = 8.0
 """A cell is searched exhaustively if that takes about this long or less: compiling pynndescent takes longer."""
 PAIR_SECONDS, DIM_SECONDS = 5e-9, 1e-9
 """Seconds that one distance by a metric's own function takes: for the pair, and for each dim (measured)."""
 
-_one_build_at_a_time = threading.Lock()  # numba's workqueue aborts on concurrent parallel regions
+_build_lock = threading.Lock()  # numba's workqueue aborts on concurrent parallel regions
 
 
 def distance_function(metric: str):
@@ -28,34 +28,34 @@ def distance_function(metric: str):
 
 
 @nb.njit(nogil=True)
-def _exhaustive(data, queries, k, distance, arguments, indices, distances):
+def _search_exhaustively(x, queries, k, distance, metric_arguments, indices, distances):
     for q in range(queries.shape[0]):
         i = queries[q]
-        filled = 0  # entries of the list so far, kept sorted by insertion
-        for j in range(data.shape[0]):
+        n_listed = 0  # entries of the list so far, kept sorted by insertion
+        for j in range(x.shape[0]):
             if j == i:
                 continue
-            d = np.float32(distance(data[i], data[j], *arguments))
-            if filled == k and not d < distances[q, k - 1]:
+            d = np.float32(distance(x[i], x[j], *metric_arguments))
+            if n_listed == k and not d < distances[q, k - 1]:
                 continue
-            at = min(filled, k - 1)
-            while at > 0 and distances[q, at - 1] > d:
-                distances[q, at], indices[q, at] = distances[q, at - 1], indices[q, at - 1]
-                at -= 1
-            distances[q, at], indices[q, at] = d, j
-            filled = min(filled + 1, k)
+            slot = min(n_listed, k - 1)
+            while slot > 0 and distances[q, slot - 1] > d:
+                distances[q, slot], indices[q, slot] = distances[q, slot - 1], indices[q, slot - 1]
+                slot -= 1
+            distances[q, slot], indices[q, slot] = d, j
+            n_listed = min(n_listed + 1, k)
 
 
-def exhaustive(
-    data: np.ndarray, queries: np.ndarray, k: int, metric: str, metric_kwds: dict
+def search_exhaustively(
+    x: np.ndarray, queries: np.ndarray, k: int, metric: str, metric_kwds: dict
 ) -> tuple[np.ndarray, np.ndarray]:
     """Find the exact k nearest other rows of each query. Of equal distances the lower row comes first.
 
     Parameters
     ----------
-    data : ndarray of float32, shape (n, dims)
+    x : ndarray of float32, shape (n, dims)
     queries : ndarray of int64, shape (m,)
-        Rows of `data`.
+        Rows of `x`.
     k : int
     metric, metric_kwds : str, dict
 
@@ -67,17 +67,17 @@ def exhaustive(
     """
     indices = np.full((len(queries), k), -1, np.int64)
     distances = np.full((len(queries), k), np.inf, np.float32)
-    arguments = tuple(metric_kwds.values())
-    _exhaustive(data, queries, k, distance_function(metric), arguments, indices, distances)
+    metric_arguments = tuple(metric_kwds.values())
+    _search_exhaustively(x, queries, k, distance_function(metric), metric_arguments, indices, distances)
     return indices, distances
 
 
-def exact_rows(dims: int) -> int:
+def max_exhaustive_rows(dims: int) -> int:
     """Return the most rows of a cell that is searched exhaustively."""
-    return int(np.sqrt(EXACT_SECONDS / (PAIR_SECONDS + DIM_SECONDS * dims)))
+    return int(np.sqrt(MAX_EXHAUSTIVE_SECONDS / (PAIR_SECONDS + DIM_SECONDS * dims)))
 
 
-def search(data: np.ndarray, k: int, metric: str, metric_kwds: dict, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def search_by_metric(x: np.ndarray, k: int, metric: str, metric_kwds: dict, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Find about the k nearest other rows of every row of a cell.
 
     pynndescent searches by nearest-neighbour descent (Dong, Charikar and Li, WWW 2011). It runs on one numba thread,
@@ -85,7 +85,7 @@ def search(data: np.ndarray, k: int, metric: str, metric_kwds: dict, seed: int) 
 
     Parameters
     ----------
-    data : ndarray of float32, shape (n, dims), C order
+    x : ndarray of float32, shape (n, dims), C order
     k : int
     metric, metric_kwds : str, dict
     seed : int
@@ -97,18 +97,18 @@ def search(data: np.ndarray, k: int, metric: str, metric_kwds: dict, seed: int) 
     distances : ndarray of float32, shape (n, k)
         Ascending.
     """
-    if len(data) <= max(exact_rows(data.shape[1]), 4 * k):
-        return exhaustive(data, np.arange(len(data)), k, metric, metric_kwds)
+    if len(x) <= max(max_exhaustive_rows(x.shape[1]), 4 * k):
+        return search_exhaustively(x, np.arange(len(x)), k, metric, metric_kwds)
     from pynndescent import NNDescent
 
-    random_state = int(hashing.draws(seed, hashing.NEIGHBORS, np.array([len(data)]))[0] >> np.uint64(33))
-    threads = nb.get_num_threads()
-    with _one_build_at_a_time, warnings.catch_warnings():
+    random_state = int(hashing.draw_words(seed, hashing.PYNNDESCENT, np.array([len(x)]))[0] >> np.uint64(33))
+    n_threads = nb.get_num_threads()
+    with _build_lock, warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Failed to correctly find n_neighbors")
         nb.set_num_threads(1)
         try:
             index = NNDescent(
-                data,
+                x,
                 vectors.BIT_METRICS.get(metric, metric),
                 metric_kwds,
                 n_neighbors=k + 1,
@@ -116,33 +116,35 @@ def search(data: np.ndarray, k: int, metric: str, metric_kwds: dict, seed: int) 
                 n_jobs=1,
                 max_candidates=min(60, k + 1),
             )
-            listed, distances = index.neighbor_graph
+            listed_ids, distances = index.neighbor_graph
         finally:
-            nb.set_num_threads(threads)
-    indices, distances = drop_self(listed, distances.astype(np.float32))
-    lacking = np.flatnonzero((indices < 0).any(axis=1))
-    if len(lacking):
-        indices[lacking], distances[lacking] = exhaustive(data, lacking, k, metric, metric_kwds)
+            nb.set_num_threads(n_threads)
+    indices, distances = drop_self(listed_ids, distances.astype(np.float32))
+    incomplete_rows = np.flatnonzero((indices < 0).any(axis=1))
+    if len(incomplete_rows):
+        indices[incomplete_rows], distances[incomplete_rows] = search_exhaustively(
+            x, incomplete_rows, k, metric, metric_kwds
+        )
     return indices, distances
 
 
-def drop_self(listed: np.ndarray, distances: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def drop_self(listed_ids: np.ndarray, distances: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Remove each row from its own list, or the list's last entry if the row is not in its list.
 
     Parameters
     ----------
-    listed : ndarray of int, shape (n, k + 1)
+    listed_ids : ndarray of int, shape (n, k + 1)
     distances : ndarray of float32, shape (n, k + 1)
 
     Returns
     -------
     indices, distances : ndarray, shape (n, k)
     """
-    is_self = listed == np.arange(len(listed))[:, None]
+    is_self = listed_ids == np.arange(len(listed_ids))[:, None]
     is_self[~is_self.any(axis=1), -1] = True
-    keep = ~is_self
-    shape = (len(listed), listed.shape[1] - 1)
-    return listed[keep].reshape(shape).astype(np.int64), distances[keep].reshape(shape)
+    is_other = ~is_self
+    shape = (len(listed_ids), listed_ids.shape[1] - 1)
+    return listed_ids[is_other].reshape(shape).astype(np.int64), distances[is_other].reshape(shape)
 
 
 @nb.njit(inline="always")
@@ -150,30 +152,32 @@ def precedes(d, j, other_d, other, i):
     """Return whether neighbour j of row i sorts before `other`: by distance, then by the hash of the pair."""
     if d != other_d:
         return d < other_d
-    return hashing.pair(i, j) < hashing.pair(i, other)
+    return hashing.hash_pair(i, j) < hashing.hash_pair(i, other)
 
 
 @nb.njit(inline="always")
-def insert(row, i, j, d, indices, distances):
+def insert_neighbor(row, i, j, d, indices, distances):
     """Insert neighbour j at distance d into the list at `row`, which belongs to the row with id i."""
     last = indices.shape[1] - 1
     if indices[row, last] >= 0 and not precedes(d, j, distances[row, last], indices[row, last], i):
         return
-    at = last  # the slot of j if it is listed already, else the last
+    slot = last  # the slot of j if it is listed already, else the last
     for t in range(last + 1):
         if indices[row, t] == j:
-            at = t
+            slot = t
             break
-    if indices[row, at] == j and distances[row, at] <= d:
+    if indices[row, slot] == j and distances[row, slot] <= d:
         return
-    while at > 0 and (indices[row, at - 1] < 0 or precedes(d, j, distances[row, at - 1], indices[row, at - 1], i)):
-        indices[row, at], distances[row, at] = indices[row, at - 1], distances[row, at - 1]
-        at -= 1
-    indices[row, at], distances[row, at] = j, d
+    while slot > 0 and (
+        indices[row, slot - 1] < 0 or precedes(d, j, distances[row, slot - 1], indices[row, slot - 1], i)
+    ):
+        indices[row, slot], distances[row, slot] = indices[row, slot - 1], distances[row, slot - 1]
+        slot -= 1
+    indices[row, slot], distances[row, slot] = j, d
 
 
 @nb.njit(cache=True, nogil=True)
-def merge(
+def merge_lists(
     indices: np.ndarray,
     distances: np.ndarray,
     rows: np.ndarray,
@@ -196,18 +200,25 @@ def merge(
     row_ids : ndarray of int64, shape (m,)
         Ids of these rows, as lists hold them.
     """
-    for g in range(rows.shape[0]):
+    for other_row in range(rows.shape[0]):
         for s in range(other_indices.shape[1]):
-            if other_indices[g, s] >= 0:
-                insert(rows[g], row_ids[g], other_indices[g, s], other_distances[g, s], indices, distances)
+            if other_indices[other_row, s] >= 0:
+                insert_neighbor(
+                    rows[other_row],
+                    row_ids[other_row],
+                    other_indices[other_row, s],
+                    other_distances[other_row, s],
+                    indices,
+                    distances,
+                )
 
 
-SOUND, OUTSIDE, REPEATED, DISTANCE = range(4)
+NO_FAULT, UNKNOWN_ID, REPEATED_ID, INVALID_DISTANCE = range(4)
 """Faults of a slot of a given list: none, an id without a row, an id listed twice, an invalid distance."""
 
 
 @nb.njit(cache=True, nogil=True)
-def first_fault(indices: np.ndarray, distances: np.ndarray, first: int, rows: int) -> tuple[int, int, int]:
+def find_first_fault(indices: np.ndarray, distances: np.ndarray, first_row: int, n_rows: int) -> tuple[int, int, int]:
     """Find the first invalid slot in the given lists of consecutive rows.
 
     Parameters
@@ -216,26 +227,26 @@ def first_fault(indices: np.ndarray, distances: np.ndarray, first: int, rows: in
         -1 in an empty slot. A row may list itself, at any distance.
     distances : ndarray of float32, shape (n, columns)
         Checked in slots with an id.
-    first : int
+    first_row : int
         Id of the first of these rows.
-    rows : int
+    n_rows : int
         Rows of the data set; ids are below it.
 
     Returns
     -------
     fault, row, slot : int
-        The fault is `SOUND` if all slots are valid.
+        The fault is `NO_FAULT` if all slots are valid.
     """
     for i in range(indices.shape[0]):
         for s in range(indices.shape[1]):
             j = indices[i, s]
             if j == -1:
                 continue
-            if j < -1 or j >= rows:
-                return OUTSIDE, i, s
+            if j < -1 or j >= n_rows:
+                return UNKNOWN_ID, i, s
             for t in range(s):
                 if indices[i, t] == j:
-                    return REPEATED, i, s
-            if j != first + i and not 0 <= distances[i, s] < np.inf:
-                return DISTANCE, i, s
-    return SOUND, 0, 0
+                    return REPEATED_ID, i, s
+            if j != first_row + i and not 0 <= distances[i, s] < np.inf:
+                return INVALID_DISTANCE, i, s
+    return NO_FAULT, 0, 0

@@ -14,14 +14,14 @@ from numba.core import types
 from numba.extending import overload
 from scipy.sparse import csr_matrix
 
-from dumap.kernels.vectors import ANGULAR, squared_distance
+from dumap.kernels.vectors import ANGULAR_METRICS, squared_distance
 
-NEAR = 1e-8
+CANCELLATION_SHARE = 1e-8
 """A squared distance below this share of the squared lengths is computed from differences, since the sum of products
 would cancel."""
-SAME_DIRECTION = 4e-15
+EQUAL_DIRECTION_SQUARED = 4e-15
 """A squared distance of unit rows below this counts as 0, since rounding errors are as large."""
-CONSTANT = 1e-24
+CONSTANT_ROW_SHARE = 1e-24
 """A row counts as constant if its variance is below this share of its squared length."""
 
 
@@ -30,101 +30,124 @@ class SparseRows(NamedTuple):
 
     Attributes
     ----------
-    bounds : ndarray of int64, shape (n + 1,)
+    indptr : ndarray of int64, shape (n + 1,)
     columns : ndarray of int32, shape (entries,)
     values : ndarray of float32, shape (entries,)
-    squares : ndarray of float64, shape (n,)
+    squared_lengths : ndarray of float64, shape (n,)
         Squared lengths. For correlation, they are of the rows less their means.
-    inverses : ndarray of float64, shape (n,)
+    inverse_lengths : ndarray of float64, shape (n,)
         One over the length; 0 for zero rows.
-    means : ndarray of float64, shape (n,)
+    scaled_means : ndarray of float64, shape (n,)
         For correlation, each row's mean times the root of the dims; otherwise 0.
-    angular : bool
-    dense : ndarray of float32, shape (dims,)
-        The row `last`, made dense; zeros before the first.
-    last : ndarray of int64, shape (1,)
+    is_angular : bool
+    dense_row : ndarray of float32, shape (dims,)
+        The row `dense_row_number`, made dense; zeros before the first.
+    dense_row_number : ndarray of int64, shape (1,)
     """
 
-    bounds: np.ndarray
+    indptr: np.ndarray
     columns: np.ndarray
     values: np.ndarray
-    squares: np.ndarray
-    inverses: np.ndarray
-    means: np.ndarray
-    angular: bool
-    dense: np.ndarray
-    last: np.ndarray
+    squared_lengths: np.ndarray
+    inverse_lengths: np.ndarray
+    scaled_means: np.ndarray
+    is_angular: bool
+    dense_row: np.ndarray
+    dense_row_number: np.ndarray
 
     @classmethod
-    def of(cls, rows: csr_matrix, metric: str) -> SparseRows:
-        """Prepare rows, (n, dims) of float32, for a metric of `SPARSE`."""
-        bounds, columns = rows.indptr.astype(np.int64, copy=False), rows.indices.astype(np.int32, copy=False)
-        squares, means = np.empty(rows.shape[0]), np.zeros(rows.shape[0])
-        _measure(bounds, columns, rows.data, rows.shape[1], metric == "correlation", squares, means)
+    def from_csr(cls, rows: csr_matrix, metric: str) -> SparseRows:
+        """Prepare rows, (n, dims) of float32, for a metric of `SPARSE_METRICS`."""
+        indptr, columns = rows.indptr.astype(np.int64, copy=False), rows.indices.astype(np.int32, copy=False)
+        squared_lengths, scaled_means = np.empty(rows.shape[0]), np.zeros(rows.shape[0])
+        _compute_lengths(
+            indptr, columns, rows.data, rows.shape[1], metric == "correlation", squared_lengths, scaled_means
+        )
         with np.errstate(divide="ignore"):
-            inverses = np.where(squares > 0, 1 / np.sqrt(squares), 0)
-        dense = np.zeros(rows.shape[1], np.float32)
-        last = np.full(1, -1, np.int64)
-        return cls(bounds, columns, rows.data, squares, inverses, means, metric in ANGULAR, dense, last)
+            inverse_lengths = np.where(squared_lengths > 0, 1 / np.sqrt(squared_lengths), 0)
+        dense_row = np.zeros(rows.shape[1], np.float32)
+        dense_row_number = np.full(1, -1, np.int64)
+        return cls(
+            indptr,
+            columns,
+            rows.data,
+            squared_lengths,
+            inverse_lengths,
+            scaled_means,
+            metric in ANGULAR_METRICS,
+            dense_row,
+            dense_row_number,
+        )
 
 
-SPARSE = ANGULAR | {"euclidean", "l2", "sqeuclidean"}
+SPARSE_METRICS = ANGULAR_METRICS | {"euclidean", "l2", "sqeuclidean"}
 """The metrics of sparse rows."""
 
 
 @nb.njit(cache=True, nogil=True)
-def _measure(bounds, columns, values, dims, centred, squares, means):
-    for i in range(len(squares)):
-        square, total = 0.0, 0.0
-        for e in range(bounds[i], bounds[i + 1]):
+def _compute_lengths(indptr, columns, values, dims, is_centred, squared_lengths, scaled_means):
+    for i in range(len(squared_lengths)):
+        squared_length, total = 0.0, 0.0
+        for e in range(indptr[i], indptr[i + 1]):
             value = np.float64(values[e])
-            square += value * value
+            squared_length += value * value
             total += value
-        squares[i] = square
-        if centred:
+        squared_lengths[i] = squared_length
+        if is_centred:
             mean = total / dims
-            means[i] = mean * np.sqrt(np.float64(dims))
-            about = (dims - (bounds[i + 1] - bounds[i])) * mean * mean
-            for e in range(bounds[i], bounds[i + 1]):
-                about += (values[e] - mean) * (values[e] - mean)
-            squares[i] = about if about > CONSTANT * square else 0.0
+            scaled_means[i] = mean * np.sqrt(np.float64(dims))
+            centred_length = (dims - (indptr[i + 1] - indptr[i])) * mean * mean
+            for e in range(indptr[i], indptr[i + 1]):
+                centred_length += (values[e] - mean) * (values[e] - mean)
+            squared_lengths[i] = centred_length if centred_length > CONSTANT_ROW_SHARE * squared_length else 0.0
 
 
 @nb.njit(cache=True, nogil=True)
-def _gap(columns, values, low, high, other_columns, other_values, other_low, other_high):
+def _squared_from_differences(columns, values, low, high, other_columns, other_values, other_low, other_high):
     """Return the squared distance of two rows from the differences of their entries."""
     total = 0.0
     while low < high or other_low < other_high:
         if other_low == other_high or (low < high and columns[low] < other_columns[other_low]):
-            gap, low = np.float64(values[low]), low + 1
+            difference, low = np.float64(values[low]), low + 1
         elif low == high or other_columns[other_low] < columns[low]:
-            gap, other_low = np.float64(other_values[other_low]), other_low + 1
+            difference, other_low = np.float64(other_values[other_low]), other_low + 1
         else:
-            gap = np.float64(values[low]) - np.float64(other_values[other_low])
+            difference = np.float64(values[low]) - np.float64(other_values[other_low])
             low, other_low = low + 1, other_low + 1
-        total += gap * gap
+        total += difference * difference
     return total
 
 
 @nb.njit(cache=True, nogil=True)
-def squared_of(x, i, others, j, product):
+def squared_from_product(x, i, others, j, product):
     """Turn the product of row i of x and row j of others into their squared distance.
 
     For angular metrics, the rows are scaled to unit length. A zero row is at a right angle to all rows but other zero
     rows.
     """
-    if x.angular:
-        if x.inverses[i] == 0 and others.inverses[j] == 0:
+    if x.is_angular:
+        if x.inverse_lengths[i] == 0 and others.inverse_lengths[j] == 0:
             return 0.0
-        cosine = (product - x.means[i] * others.means[j]) * (x.inverses[i] * others.inverses[j])
+        cosine = (product - x.scaled_means[i] * others.scaled_means[j]) * (
+            x.inverse_lengths[i] * others.inverse_lengths[j]
+        )
         squared = 2 - 2 * cosine
-        return min(squared, 4.0) if squared > SAME_DIRECTION else 0.0
-    both = x.squares[i] + others.squares[j]
-    squared = both - 2 * product
-    if squared > NEAR * both:
+        return min(squared, 4.0) if squared > EQUAL_DIRECTION_SQUARED else 0.0
+    sum_of_lengths = x.squared_lengths[i] + others.squared_lengths[j]
+    squared = sum_of_lengths - 2 * product
+    if squared > CANCELLATION_SHARE * sum_of_lengths:
         return squared
-    ends, other_ends = x.bounds[i : i + 2], others.bounds[j : j + 2]
-    return _gap(x.columns, x.values, ends[0], ends[1], others.columns, others.values, other_ends[0], other_ends[1])
+    entry_range, other_entry_range = x.indptr[i : i + 2], others.indptr[j : j + 2]
+    return _squared_from_differences(
+        x.columns,
+        x.values,
+        entry_range[0],
+        entry_range[1],
+        others.columns,
+        others.values,
+        other_entry_range[0],
+        other_entry_range[1],
+    )
 
 
 @nb.njit(cache=True, nogil=True)
@@ -132,21 +155,21 @@ def sparse_distance(x, i, j):
     """Return the squared distance of two rows. Row i is made dense and kept, so that further pairs of i take few
     steps.
     """
-    if x.last[0] != i:
-        if x.last[0] >= 0:
-            for e in range(x.bounds[x.last[0]], x.bounds[x.last[0] + 1]):
-                x.dense[x.columns[e]] = 0
-        for e in range(x.bounds[i], x.bounds[i + 1]):
-            x.dense[x.columns[e]] = x.values[e]
-        x.last[0] = i
+    if x.dense_row_number[0] != i:
+        if x.dense_row_number[0] >= 0:
+            for e in range(x.indptr[x.dense_row_number[0]], x.indptr[x.dense_row_number[0] + 1]):
+                x.dense_row[x.columns[e]] = 0
+        for e in range(x.indptr[i], x.indptr[i + 1]):
+            x.dense_row[x.columns[e]] = x.values[e]
+        x.dense_row_number[0] = i
     product = 0.0
-    for e in range(x.bounds[j], x.bounds[j + 1]):
-        product += np.float64(x.dense[x.columns[e]]) * np.float64(x.values[e])
-    return squared_of(x, i, x, j, product)
+    for e in range(x.indptr[j], x.indptr[j + 1]):
+        product += np.float64(x.dense_row[x.columns[e]]) * np.float64(x.values[e])
+    return squared_from_product(x, i, x, j, product)
 
 
 def pair_distance(x, i, j):
-    """Return the squared Euclidean distance of two rows of an array, or `squared_of` of two `SparseRows`."""
+    """Return the squared Euclidean distance of two rows of an array, or `squared_from_product` of two `SparseRows`."""
     return sparse_distance(x, i, j) if isinstance(x, SparseRows) else squared_distance(x[i], x[j])
 
 
@@ -157,116 +180,116 @@ def _pair_distance(x, i, j):
     return lambda x, i, j: sparse_distance(x, i, j)
 
 
-class Index(NamedTuple):
+class ColumnIndex(NamedTuple):
     """The entries of some rows by column.
 
     Attributes
     ----------
-    slots : ndarray of int32, shape (dims,)
+    column_numbers : ndarray of int32, shape (dims,)
         Number of the column among the columns with entries; -1 for other columns.
     starts : ndarray of int64, shape (columns + 1,)
-    places : ndarray of int32, shape (entries,)
+    entry_rows : ndarray of int32, shape (entries,)
         Index of the row that has the entry.
     values : ndarray of float32, shape (entries,)
     """
 
-    slots: np.ndarray
+    column_numbers: np.ndarray
     starts: np.ndarray
-    places: np.ndarray
+    entry_rows: np.ndarray
     values: np.ndarray
 
 
 @nb.njit(cache=True, nogil=True)
-def make_index(x, chosen, slots):
+def index_columns(x, chosen_rows, column_numbers):
     """Sort the entries of chosen rows by column.
 
     Parameters
     ----------
     x : SparseRows
-    chosen : ndarray of int, shape (m,)
-    slots : ndarray of int32, shape (dims,)
-        -1 everywhere at first; filled until `clear` is called.
+    chosen_rows : ndarray of int, shape (m,)
+    column_numbers : ndarray of int32, shape (dims,)
+        -1 everywhere at first; filled until `clear_column_numbers` is called.
 
     Returns
     -------
-    Index
+    ColumnIndex
     """
-    count, entries = 0, 0
-    for i in chosen:
-        entries += x.bounds[i + 1] - x.bounds[i]
-        for e in range(x.bounds[i], x.bounds[i + 1]):
-            if slots[x.columns[e]] < 0:
-                slots[x.columns[e]] = count
-                count += 1
-    starts = np.zeros(count + 1, np.int64)
-    for i in chosen:
-        for e in range(x.bounds[i], x.bounds[i + 1]):
-            starts[slots[x.columns[e]] + 1] += 1
+    n_columns, n_entries = 0, 0
+    for i in chosen_rows:
+        n_entries += x.indptr[i + 1] - x.indptr[i]
+        for e in range(x.indptr[i], x.indptr[i + 1]):
+            if column_numbers[x.columns[e]] < 0:
+                column_numbers[x.columns[e]] = n_columns
+                n_columns += 1
+    starts = np.zeros(n_columns + 1, np.int64)
+    for i in chosen_rows:
+        for e in range(x.indptr[i], x.indptr[i + 1]):
+            starts[column_numbers[x.columns[e]] + 1] += 1
     starts = np.cumsum(starts)  # a counting sort by column
-    following, places, values = starts[:-1].copy(), np.empty(entries, np.int32), np.empty(entries, np.float32)
-    for place in range(len(chosen)):
-        for e in range(x.bounds[chosen[place]], x.bounds[chosen[place] + 1]):
-            slot = slots[x.columns[e]]
-            places[following[slot]], values[following[slot]] = place, x.values[e]
-            following[slot] += 1
-    return Index(slots, starts, places, values)
+    next_index, entry_rows, values = starts[:-1].copy(), np.empty(n_entries, np.int32), np.empty(n_entries, np.float32)
+    for entry_row in range(len(chosen_rows)):
+        for e in range(x.indptr[chosen_rows[entry_row]], x.indptr[chosen_rows[entry_row] + 1]):
+            column = column_numbers[x.columns[e]]
+            entry_rows[next_index[column]], values[next_index[column]] = entry_row, x.values[e]
+            next_index[column] += 1
+    return ColumnIndex(column_numbers, starts, entry_rows, values)
 
 
 @nb.njit(cache=True, nogil=True)
-def clear(x, chosen, slots):
+def clear_column_numbers(x, chosen_rows, column_numbers):
     """Empty the slots of an index of chosen rows."""
-    for i in chosen:
-        for e in range(x.bounds[i], x.bounds[i + 1]):
-            slots[x.columns[e]] = -1
+    for i in chosen_rows:
+        for e in range(x.indptr[i], x.indptr[i + 1]):
+            column_numbers[x.columns[e]] = -1
 
 
 @nb.njit(cache=True, nogil=True)
-def add_products(x, i, index, products):
+def multiply_indexed(x, i, column_index, products):
     """Set `products` to the products of row i of x and the rows of an index."""
     products[:] = 0
-    for e in range(x.bounds[i], x.bounds[i + 1]):
-        slot, value = index.slots[x.columns[e]], np.float64(x.values[e])
-        if slot >= 0:
-            for t in range(index.starts[slot], index.starts[slot + 1]):
-                products[index.places[t]] += value * np.float64(index.values[t])
+    for e in range(x.indptr[i], x.indptr[i + 1]):
+        column, value = column_index.column_numbers[x.columns[e]], np.float64(x.values[e])
+        if column >= 0:
+            for t in range(column_index.starts[column], column_index.starts[column + 1]):
+                products[column_index.entry_rows[t]] += value * np.float64(column_index.values[t])
 
 
 @nb.njit(cache=True, nogil=True)
-def _to_squared(products, queries, x, j):
-    """Turn the products of the queries and row j of x into squared distances, as `squared_of` does one by one."""
-    if x.angular:
-        mean, inverse = x.means[j], x.inverses[j]
+def _squared_from_products(products, queries, x, j):
+    """Turn the products of the queries and row j of x into squared distances, as `squared_from_product` does."""
+    if x.is_angular:
+        mean, inverse = x.scaled_means[j], x.inverse_lengths[j]
         for q in range(len(products)):
-            squared = 2 - 2 * ((products[q] - queries.means[q] * mean) * (queries.inverses[q] * inverse))
+            squared = 2 - 2 * ((products[q] - queries.scaled_means[q] * mean) * (queries.inverse_lengths[q] * inverse))
             squared = squared if squared < 4.0 else 4.0
-            products[q] = squared if squared > SAME_DIRECTION else 0.0
+            products[q] = squared if squared > EQUAL_DIRECTION_SQUARED else 0.0
         if inverse == 0:
-            products[queries.inverses == 0] = 0
+            products[queries.inverse_lengths == 0] = 0
         return
-    square, near = x.squares[j], 0
+    square, near = x.squared_lengths[j], 0
     for q in range(len(products)):
-        both = queries.squares[q] + square
-        near += not both - 2 * products[q] > NEAR * both
+        both = queries.squared_lengths[q] + square
+        near += not both - 2 * products[q] > CANCELLATION_SHARE * both
     for q in range(len(products)):
         if near:
-            products[q] = squared_of(queries, q, x, j, products[q])
+            products[q] = squared_from_product(queries, q, x, j, products[q])
         else:
-            products[q] = queries.squares[q] + square - 2 * products[q]
+            products[q] = queries.squared_lengths[q] + square - 2 * products[q]
 
 
 @nb.njit(cache=True, nogil=True)
-def _all_distances(queries, x, slots, out):
-    chosen = np.arange(len(queries.squares))
-    index, products = make_index(queries, chosen, slots), np.empty(len(chosen))
+def _squared_distance_matrix(queries, x, column_numbers, out):
+    all_queries = np.arange(len(queries.squared_lengths))
+    column_index, products = index_columns(queries, all_queries, column_numbers), np.empty(len(all_queries))
     for j in range(out.shape[1]):
-        add_products(x, j, index, products)
-        _to_squared(products, queries, x, j)
+        multiply_indexed(x, j, column_index, products)
+        _squared_from_products(products, queries, x, j)
         out[:, j] = products
 
 
-def all_distances(queries: csr_matrix, x: csr_matrix, metric: str) -> np.ndarray:
-    """Return the squared distances of queries to rows, float32, (queries, n): see `squared_of`."""
+def squared_distance_matrix(queries: csr_matrix, x: csr_matrix, metric: str) -> np.ndarray:
+    """Return the squared distances of queries to rows, float32, (queries, n): see `squared_from_product`."""
     out = np.empty((queries.shape[0], x.shape[0]), np.float32)
-    slots = np.full(x.shape[1], -1, np.int32)
-    _all_distances(SparseRows.of(queries, metric), SparseRows.of(x, metric), slots, out)
+    column_numbers = np.full(x.shape[1], -1, np.int32)
+    _squared_distance_matrix(SparseRows.from_csr(queries, metric), SparseRows.from_csr(x, metric), column_numbers, out)
     return out

@@ -14,7 +14,7 @@ CURVE_BITS = 16
 """Bits of each coordinate in the key by which the pool is sorted; fewer if the key would need more than 62 bits."""
 
 
-def pool_rows(seed: int, epoch: int, rows: int) -> np.ndarray:
+def draw_pool_rows(seed: int, epoch: int, n_rows: int) -> np.ndarray:
     """Draw an epoch's pool, with replacement.
 
     Returns
@@ -22,23 +22,23 @@ def pool_rows(seed: int, epoch: int, rows: int) -> np.ndarray:
     ndarray of int64, shape (POOL_ROWS,)
     """
     counters = np.arange(POOL_ROWS, dtype=np.int64) + np.int64(epoch) * POOL_ROWS
-    return (hashing.draws(seed, hashing.POOL, counters) % np.uint64(rows)).astype(np.int64)
+    return (hashing.draw_words(seed, hashing.POOL, counters) % np.uint64(n_rows)).astype(np.int64)
 
 
 @nb.njit(cache=True, nogil=True)
-def _along_curve(coordinates, bits):
+def _morton_codes(coordinates, bits):
     """Return Morton codes: the bits of a row's coordinates, interleaved. Rows near in the code are near in the map."""
-    n, components = coordinates.shape
-    keys, scale = np.zeros(n, np.int64), np.float32((1 << bits) - 1)
-    steps = np.empty((n, components), np.int64)  # coordinates in units of the grid
-    for c in range(components):
+    n, n_components = coordinates.shape
+    codes, scale = np.zeros(n, np.int64), np.float32((1 << bits) - 1)
+    grid_coordinates = np.empty((n, n_components), np.int64)  # coordinates in units of the grid
+    for c in range(n_components):
         low, high = coordinates[:, c].min(), coordinates[:, c].max()
         for i in range(n):
-            steps[i, c] = np.int64((coordinates[i, c] - low) / max(high - low, np.float32(1e-8)) * scale)
+            grid_coordinates[i, c] = np.int64((coordinates[i, c] - low) / max(high - low, np.float32(1e-8)) * scale)
     for bit in range(bits - 1, -1, -1):
-        for c in range(components):
-            keys = (keys << 1) | ((steps[:, c] >> bit) & 1)
-    return keys
+        for c in range(n_components):
+            codes = (codes << 1) | ((grid_coordinates[:, c] >> bit) & 1)
+    return codes
 
 
 def sort_pool(coordinates: np.ndarray) -> np.ndarray:
@@ -54,5 +54,5 @@ def sort_pool(coordinates: np.ndarray) -> np.ndarray:
     -------
     ndarray of float32, shape (n_components, POOL_ROWS)
     """
-    keys = _along_curve(coordinates, min(CURVE_BITS, 62 // coordinates.shape[1]))
-    return np.ascontiguousarray(coordinates[np.argsort(keys, kind="stable")].T)
+    codes = _morton_codes(coordinates, min(CURVE_BITS, 62 // coordinates.shape[1]))
+    return np.ascontiguousarray(coordinates[np.argsort(codes, kind="stable")].T)

@@ -13,7 +13,7 @@ from dumap.kernels.neighbors import distance_function
 from dumap.kernels.pairs import SparseRows, pair_distance
 
 
-def choose_halo(indices: np.ndarray, first: int, max_halo: int) -> tuple[np.ndarray, int]:
+def choose_halo(indices: np.ndarray, first_row: int, max_halo: int) -> tuple[np.ndarray, int]:
     """Choose a cell's halo: the rows of other cells that its home rows list.
 
     If they are too many, the halo takes rows that stand nearest to the front of a list, and among these the rows that
@@ -23,7 +23,7 @@ def choose_halo(indices: np.ndarray, first: int, max_halo: int) -> tuple[np.ndar
     ----------
     indices : ndarray of int, shape (home_rows, k)
         Positions in the lists of the cell's home rows, nearest first; -1 where there is none.
-    first : int
+    first_row : int
         Position of the cell's first row.
     max_halo : int
 
@@ -31,26 +31,28 @@ def choose_halo(indices: np.ndarray, first: int, max_halo: int) -> tuple[np.ndar
     -------
     halo : ndarray of int64
         Positions, ascending.
-    left_out : int
+    n_left_out : int
         Rows that are listed but not in the halo.
     """
-    _, slots = np.nonzero(foreign := (indices >= 0) & ((indices < first) | (indices >= first + len(indices))))
-    halo, inverse, times = np.unique(indices[foreign], return_inverse=True, return_counts=True)
-    left_out = max(0, len(halo) - max_halo)
-    if left_out:
-        nearest = np.full(len(halo), indices.shape[1])
-        np.minimum.at(nearest, inverse, slots)
-        halo = np.sort(halo[np.lexsort((halo, -times, nearest))[:max_halo]])
-    return halo.astype(np.int64), left_out
+    _, slots = np.nonzero(
+        is_foreign := (indices >= 0) & ((indices < first_row) | (indices >= first_row + len(indices)))
+    )
+    halo, halo_indices, list_counts = np.unique(indices[is_foreign], return_inverse=True, return_counts=True)
+    n_left_out = max(0, len(halo) - max_halo)
+    if n_left_out:
+        first_slots = np.full(len(halo), indices.shape[1])
+        np.minimum.at(first_slots, halo_indices, slots)
+        halo = np.sort(halo[np.lexsort((halo, -list_counts, first_slots))[:max_halo]])
+    return halo.astype(np.int64), n_left_out
 
 
-def localize(indices: np.ndarray, first: int, home_rows: int, halo: np.ndarray) -> np.ndarray:
+def to_local_rows(indices: np.ndarray, first_row: int, home_rows: int, halo: np.ndarray) -> np.ndarray:
     """Turn positions into local row numbers: a cell's home rows, then its halo; -1 for other positions.
 
     Parameters
     ----------
     indices : ndarray of int, shape (n, k)
-    first, home_rows : int
+    first_row, home_rows : int
         Position of the cell's first row, and the number of its home rows.
     halo : ndarray of int64
         Positions, ascending.
@@ -59,27 +61,27 @@ def localize(indices: np.ndarray, first: int, home_rows: int, halo: np.ndarray) 
     -------
     ndarray of int32, shape (n, k)
     """
-    inside = (indices >= first) & (indices < first + home_rows)
-    local = np.where(inside, indices - first, -1).astype(np.int32)
+    compares_home_rows = (indices >= first_row) & (indices < first_row + home_rows)
+    local_rows = np.where(compares_home_rows, indices - first_row, -1).astype(np.int32)
     if len(halo):
-        at = np.minimum(np.searchsorted(halo, indices), len(halo) - 1)
-        in_halo = halo[at] == indices
-        local[in_halo] = home_rows + at[in_halo]
-    return local
+        indices_in_halo = np.minimum(np.searchsorted(halo, indices), len(halo) - 1)
+        is_in_halo = halo[indices_in_halo] == indices
+        local_rows[is_in_halo] = home_rows + indices_in_halo[is_in_halo]
+    return local_rows
 
 
-def bundle(indices: np.ndarray, distances: np.ndarray) -> np.ndarray:
+def bundle_lists(indices: np.ndarray, distances: np.ndarray) -> np.ndarray:
     """Put lists and the bits of their float32 distances into one array, so that they are written as one object."""
     return np.concatenate([indices, np.ascontiguousarray(distances).view(np.int32)], axis=1, dtype=indices.dtype)
 
 
-def unbundle(bundled: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Undo `bundle` for lists of k neighbours."""
+def unbundle_lists(bundled: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Undo `bundle_lists` for lists of k neighbours."""
     return np.ascontiguousarray(bundled[:, :k]), bundled[:, k:].astype(np.int32).view(np.float32)
 
 
 @nb.njit(cache=True, nogil=True)
-def listed_by(lists: np.ndarray, home_rows: int) -> tuple[np.ndarray, np.ndarray]:
+def invert_lists(lists: np.ndarray, home_rows: int) -> tuple[np.ndarray, np.ndarray]:
     """Invert the lists of the first `home_rows` rows: find the lists that hold each row.
 
     Returns
@@ -95,17 +97,17 @@ def listed_by(lists: np.ndarray, home_rows: int) -> tuple[np.ndarray, np.ndarray
             if lists[j, s] >= 0:
                 starts[lists[j, s] + 1] += 1
     starts = np.cumsum(starts)  # a counting sort of all entries by the row that they list
-    following, entries = starts[:-1].copy(), np.empty(starts[-1], np.int64)
+    next_index, entries = starts[:-1].copy(), np.empty(starts[-1], np.int64)
     for j in range(home_rows):
         for s in range(k):
             if lists[j, s] >= 0:
-                entries[following[lists[j, s]]] = j * k + s
-                following[lists[j, s]] += 1
+                entries[next_index[lists[j, s]]] = j * k + s
+                next_index[lists[j, s]] += 1
     return starts, entries
 
 
 @nb.njit(cache=True, nogil=True)
-def _keep(i, j, d, lists, candidates, distances):
+def _insert_candidate(i, j, d, lists, candidates, distances):
     """Insert j into the candidates of i, unless i lists it already."""
     last = candidates.shape[1] - 1
     if not d < distances[i, last]:
@@ -113,80 +115,94 @@ def _keep(i, j, d, lists, candidates, distances):
     for s in range(last + 1):
         if lists[i, s] == j or candidates[i, s] == j:
             return
-    at = last
-    while at > 0 and distances[i, at - 1] > d:
-        distances[i, at], candidates[i, at] = distances[i, at - 1], candidates[i, at - 1]
-        at -= 1
-    distances[i, at], candidates[i, at] = d, j
+    slot = last
+    while slot > 0 and distances[i, slot - 1] > d:
+        distances[i, slot], candidates[i, slot] = distances[i, slot - 1], candidates[i, slot - 1]
+        slot -= 1
+    distances[i, slot], candidates[i, slot] = d, j
 
 
 @nb.njit(nogil=True)
-def _score_pair(i, j, x, lists, limits, distance, arguments, candidates, distances):
-    d = pair_distance(x, i, j) if distance is None else np.float32(distance(x[i], x[j], *arguments))
-    if d < limits[i]:
-        _keep(i, j, d, lists, candidates, distances)
-    if d < limits[j]:
-        _keep(j, i, d, lists, candidates, distances)
+def _score_pair(i, j, x, lists, max_distances, distance, metric_arguments, candidates, distances):
+    d = pair_distance(x, i, j) if distance is None else np.float32(distance(x[i], x[j], *metric_arguments))
+    if d < max_distances[i]:
+        _insert_candidate(i, j, d, lists, candidates, distances)
+    if d < max_distances[j]:
+        _insert_candidate(j, i, d, lists, candidates, distances)
 
 
-def _local_join(x, home_rows, lists, fresh, homes, inside, limits, distance, arguments, candidates, distances):
+def _local_join(
+    x,
+    home_rows,
+    lists,
+    is_new,
+    home_cells,
+    compares_home_rows,
+    max_distances,
+    distance,
+    metric_arguments,
+    candidates,
+    distances,
+):
     """Fill `candidates` and `distances`; return how many pairs were compared.
 
     So many parameters are needed because numba takes each array separately.
     """
-    rows, k = lists.shape
-    starts, entries = listed_by(lists, home_rows)
+    n_rows, k = lists.shape
+    starts, entries = invert_lists(lists, home_rows)
     # seen[m] == i once i and m were compared. Pairs of two old entries, or of one home cell, were compared before.
-    seen, pairs = np.full(rows, -1, np.int32), 0
-    for i in range(rows):
-        seen[i] = i
+    last_compared_with, n_pairs = np.full(n_rows, -1, np.int32), 0
+    for i in range(n_rows):
+        last_compared_with[i] = i
         for e in range(starts[i], starts[i + 1]):  # i and m are both in the list of j
             j, s = entries[e] // k, entries[e] % k
             for t in range(k):
                 m = lists[j, t]
-                untried = m > i and seen[m] != i and (fresh[j, s] or fresh[j, t])
-                if untried and (inside or homes[m] != homes[i]):
-                    seen[m] = i
-                    pairs += 1
-                    _score_pair(i, m, x, lists, limits, distance, arguments, candidates, distances)
+                is_untried = m > i and last_compared_with[m] != i and (is_new[j, s] or is_new[j, t])
+                if is_untried and (compares_home_rows or home_cells[m] != home_cells[i]):
+                    last_compared_with[m] = i
+                    n_pairs += 1
+                    _score_pair(i, m, x, lists, max_distances, distance, metric_arguments, candidates, distances)
         if i >= home_rows:
             continue
         for s in range(k):
             j = lists[i, s]
             if j < 0:
                 continue
-            if fresh[i, s] and seen[j] != i and (inside or homes[j] != homes[i]):  # i lists j; j may not list i
-                seen[j] = i
-                pairs += 1
-                _score_pair(i, j, x, lists, limits, distance, arguments, candidates, distances)
+            if (
+                is_new[i, s] and last_compared_with[j] != i and (compares_home_rows or home_cells[j] != home_cells[i])
+            ):  # i lists j; j may not list i
+                last_compared_with[j] = i
+                n_pairs += 1
+                _score_pair(i, j, x, lists, max_distances, distance, metric_arguments, candidates, distances)
             for t in range(k):  # i lists j, and j lists m
                 m = lists[j, t]
-                untried = m >= 0 and seen[m] != i and (fresh[i, s] or fresh[j, t])
-                if untried and (inside or homes[m] != homes[i]):
-                    seen[m] = i
-                    pairs += 1
-                    _score_pair(i, m, x, lists, limits, distance, arguments, candidates, distances)
-    return pairs
+                is_untried = m >= 0 and last_compared_with[m] != i and (is_new[i, s] or is_new[j, t])
+                if is_untried and (compares_home_rows or home_cells[m] != home_cells[i]):
+                    last_compared_with[m] = i
+                    n_pairs += 1
+                    _score_pair(i, m, x, lists, max_distances, distance, metric_arguments, candidates, distances)
+    return n_pairs
 
 
 _local_join_metric, _local_join_squared = nb.njit(nogil=True)(_local_join), nb.njit(cache=True, nogil=True)(_local_join)
 
 
 @nb.njit(nogil=True)
-def _score_again(x, candidates, distance, arguments, distances):
+def _write_metric_distances(x, candidates, distance, metric_arguments, distances):
     for i in range(candidates.shape[0]):
         for s in range(candidates.shape[1]):
             if candidates[i, s] >= 0:
-                distances[i, s] = distance(x[i], x[candidates[i, s]], *arguments)
+                distances[i, s] = distance(x[i], x[candidates[i, s]], *metric_arguments)
 
 
 def local_join(
     x: Any,
     home_rows: int,
     lists: np.ndarray,
-    fresh: np.ndarray,
-    homes: np.ndarray,
-    inside: bool,
+    is_new: np.ndarray,
+    home_cells: np.ndarray,
+    compares_home_rows: bool,
     kth_distances: np.ndarray,
     metric: str,
     metric_kwds: dict,
@@ -204,11 +220,11 @@ def local_join(
     home_rows : int
     lists : ndarray of int32, shape (n, k)
         Each row's list, as rows of `x`; -1 for rows that are not in `x`.
-    fresh : ndarray of bool, shape (n, k)
+    is_new : ndarray of bool, shape (n, k)
         False for entries that were there at the last join: two such entries rarely lead to a new pair, and are skipped.
-    homes : ndarray of int32, shape (n,)
+    home_cells : ndarray of int32, shape (n,)
         Each row's home cell.
-    inside : bool
+    compares_home_rows : bool
         Whether pairs of one home cell are compared too; the search has compared them before.
     kth_distances : ndarray of float32, shape (n,)
         The farthest distance in each row's list; infinite if the list is not full.
@@ -219,39 +235,76 @@ def local_join(
     candidates : ndarray of int32, shape (n, k)
         Rows of `x` that are not in a row's list and nearer than its last entry, the nearest first; then -1.
     distances : ndarray of float32, shape (n, k)
-    pairs : int
+    n_pairs : int
         Pairs that were compared.
     """
     candidates = np.full(lists.shape, -1, np.int32)
     if issparse(x):  # the distances of `SparseRows` are exact from the start
-        z: Any = SparseRows.of(x, metric)
+        euclidean_rows: Any = SparseRows.from_csr(x, metric)
         squared = np.full(lists.shape, np.inf)
-        limits = vectors.squared_from_metric(kth_distances.astype(np.float64), metric)
-        pairs = _local_join_squared(z, home_rows, lists, fresh, homes, inside, limits, None, (), candidates, squared)
+        max_distances = vectors.squared_from_metric(kth_distances.astype(np.float64), metric)
+        n_pairs = _local_join_squared(
+            euclidean_rows,
+            home_rows,
+            lists,
+            is_new,
+            home_cells,
+            compares_home_rows,
+            max_distances,
+            None,
+            (),
+            candidates,
+            squared,
+        )
         with np.errstate(over="ignore"):
-            return candidates, vectors.metric_from_squared(squared, metric).astype(np.float32), pairs
+            return candidates, vectors.metric_from_squared(squared, metric).astype(np.float32), n_pairs
     distances = np.full(lists.shape, np.inf, np.float32)
     distance = vectors.great_circle if metric == vectors.SPHERICAL else distance_function(metric)
-    arguments = tuple(metric_kwds.values())
-    if metric not in vectors.EUCLIDEAN_ORDER:
-        pairs = _local_join_metric(
-            x, home_rows, lists, fresh, homes, inside, kth_distances, distance, arguments, candidates, distances
+    metric_arguments = tuple(metric_kwds.values())
+    if metric not in vectors.EUCLIDEAN_ORDER_METRICS:
+        n_pairs = _local_join_metric(
+            x,
+            home_rows,
+            lists,
+            is_new,
+            home_cells,
+            compares_home_rows,
+            kth_distances,
+            distance,
+            metric_arguments,
+            candidates,
+            distances,
         )
-        return candidates, distances, pairs
-    z, limits = vectors.to_euclidean(x, metric), vectors.squared_from_metric(kth_distances, metric).astype(np.float32)
-    pairs = _local_join_squared(z, home_rows, lists, fresh, homes, inside, limits, None, (), candidates, distances)
-    _score_again(x, candidates, distance, arguments, distances)
-    return candidates, distances, pairs
+        return candidates, distances, n_pairs
+    euclidean_rows, max_distances = (
+        vectors.to_euclidean(x, metric),
+        vectors.squared_from_metric(kth_distances, metric).astype(np.float32),
+    )
+    n_pairs = _local_join_squared(
+        euclidean_rows,
+        home_rows,
+        lists,
+        is_new,
+        home_cells,
+        compares_home_rows,
+        max_distances,
+        None,
+        (),
+        candidates,
+        distances,
+    )
+    _write_metric_distances(x, candidates, distance, metric_arguments, distances)
+    return candidates, distances, n_pairs
 
 
 @nb.njit(cache=True, nogil=True)
-def is_new(after: np.ndarray, before: np.ndarray) -> np.ndarray:
+def find_new_entries(lists: np.ndarray, previous_lists: np.ndarray) -> np.ndarray:
     """Return which entries of lists were in no slot of the same list before."""
-    out = np.ones(after.shape, np.bool_)
-    for i in range(after.shape[0]):
-        for s in range(after.shape[1]):
-            for t in range(before.shape[1]):
-                if before[i, t] == after[i, s]:
+    out = np.ones(lists.shape, np.bool_)
+    for i in range(lists.shape[0]):
+        for s in range(lists.shape[1]):
+            for t in range(previous_lists.shape[1]):
+                if previous_lists[i, t] == lists[i, s]:
                     out[i, s] = False
                     break
     return out

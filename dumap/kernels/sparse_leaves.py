@@ -12,85 +12,100 @@ from scipy.sparse import csr_matrix
 
 from dumap.kernels import projection
 from dumap.kernels.codes import Codes
-from dumap.kernels.leaves import HOME_PASSES, SEAM_PASSES, RowsByLeaf, fill, split_crowded
-from dumap.kernels.lists import CellLists, ProbedLeaves, explore, offer
+from dumap.kernels.leaves import GUEST_PASSES, HOME_PASSES, RowsByLeaf, fill_short_lists, split_crowded_leaves
+from dumap.kernels.lists import CellLists, ProbedLeaves, compare_neighbors_of_neighbors, insert_if_nearer
 from dumap.kernels.pairs import SparseRows, sparse_distance
-from dumap.kernels.sparse_products import COLUMNS, TILE_ROWS, ScaledRows, add_products, count_near, make_tile
+from dumap.kernels.sparse_products import (
+    DENSE_COLUMNS_AT_ONCE,
+    TILE_ROWS,
+    ScaledRows,
+    count_near_rows,
+    index_tile,
+    write_tile_products,
+)
 
-PACK = 64
+BATCH_ROWS = 64
 """Rows that are ruled out at once."""
-MOST_LEAF_ROWS = 16_384
+MAX_SPARSE_LEAF_ROWS = 16_384
 """The most home rows of a leaf; a leaf with more is split."""
-MOST_LEAVES = 64
+MAX_KNOWN_LEAVES = 64
 """The most leaves of a cell for which it is known which of them were compared."""
 
 
-class Projections:
+class ProjectedRows:
     """Projections of rows, made on access by row number.
 
     Parameters
     ----------
     rows : csr_matrix
-    targets, metric
-        As for `projection.project`.
+    column_places, metric
+        As for `projection.project_rows`.
     """
 
-    def __init__(self, rows: csr_matrix, targets: np.ndarray, metric: str) -> None:
-        self._rows, self._targets, self._metric = rows, targets, metric
+    def __init__(self, rows: csr_matrix, column_places: np.ndarray, metric: str) -> None:
+        self._rows, self._column_places, self._metric = rows, column_places, metric
 
-    def __getitem__(self, chosen: np.ndarray) -> np.ndarray:
-        return projection.project(self._rows[chosen], self._targets, self._metric)
+    def __getitem__(self, chosen_rows: np.ndarray) -> np.ndarray:
+        return projection.project_rows(self._rows[chosen_rows], self._column_places, self._metric)
 
 
 @nb.njit(cache=True, nogil=True)
-def _compare(x, scaled, rows, others, same_rows, slots, room, indices, distances, ages):
-    """Compare the rows of a tile with others, the last of which are the tile's own if `same_rows`: each pair once."""
-    last, factors = indices.shape[1] - 1, np.empty(len(room), np.float32)
-    tile, products = make_tile(x, scaled, rows, slots), np.empty(len(rows), np.float32)
-    halves, means, limits = scaled.halves[rows], scaled.means[rows], np.empty(len(rows), np.float32)
+def _compare_leaf(x, scaled, rows, visitors, is_self_join, column_numbers, column_buffer, indices, distances, ages):
+    """Compare a tile's rows with visitors, which end with the tile's own rows if `is_self_join`: each pair once."""
+    last, factors = indices.shape[1] - 1, np.empty(len(column_buffer), np.float32)
+    tile, products = index_tile(x, scaled, rows, column_numbers), np.empty(len(rows), np.float32)
+    halves, means, kth_halves = scaled.halves[rows], scaled.means[rows], np.empty(len(rows), np.float32)
     for r in range(len(rows)):
-        limits[r] = distances[rows[r], last] * scaled.unit
-    for q in range(len(others)):
-        i = others[q]
-        first = max(0, q + 1 - (len(others) - len(rows))) if same_rows else 0
-        add_products(x, i, scaled.factors[i], tile, first, products, room, factors)
-        mean, half, limit = scaled.means[i], scaled.halves[i], np.float32(distances[i, last] * scaled.unit)
-        for low in range(first, len(rows), PACK):
-            high = min(low + PACK, len(rows))
-            ends = means[low:high], halves[low:high], limits[low:high]
-            if count_near(products[low:high], mean, half, limit, *ends) == 0:
+        kth_halves[r] = distances[rows[r], last] * scaled.unit
+    for q in range(len(visitors)):
+        i = visitors[q]
+        first = max(0, q + 1 - (len(visitors) - len(rows))) if is_self_join else 0
+        write_tile_products(x, i, scaled.factors[i], tile, first, products, column_buffer, factors)
+        mean, half, kth_half = scaled.means[i], scaled.halves[i], np.float32(distances[i, last] * scaled.unit)
+        for low in range(first, len(rows), BATCH_ROWS):
+            high = min(low + BATCH_ROWS, len(rows))
+            ends = means[low:high], halves[low:high], kth_halves[low:high]
+            if count_near_rows(products[low:high], mean, half, kth_half, *ends) == 0:
                 continue
             for r in range(low, high):
-                near = half + halves[r] - max(limit, limits[r])
+                near = half + halves[r] - max(kth_half, kth_halves[r])
                 if not products[r] - mean * means[r] >= near:
                     continue
                 j = rows[r]
                 d = sparse_distance(x, i, j)
                 if d <= distances[i, last]:
-                    offer(i, j, d, indices, distances, ages)
-                    limit = np.float32(distances[i, last] * scaled.unit)
+                    insert_if_nearer(i, j, d, indices, distances, ages)
+                    kth_half = np.float32(distances[i, last] * scaled.unit)
                 if d <= distances[j, last]:
-                    offer(j, i, d, indices, distances, ages)
-                    limits[r] = distances[j, last] * scaled.unit
+                    insert_if_nearer(j, i, d, indices, distances, ages)
+                    kth_halves[r] = distances[j, last] * scaled.unit
 
 
 def _compare_leaves(
-    x: SparseRows, scaled: ScaledRows, members: RowsByLeaf, visitors: RowsByLeaf | None, count: int, lists: CellLists
+    x: SparseRows,
+    scaled: ScaledRows,
+    leaf_members: RowsByLeaf,
+    visitors: RowsByLeaf | None,
+    n_leaves: int,
+    lists: CellLists,
 ) -> None:
     """Compare the rows of each leaf with its visitors, the rows that probe it; without visitors, with each other."""
-    slots, room = np.empty(len(x.dense), np.int32), np.empty(len(x.dense) + COLUMNS, np.int64)
-    for leaf in range(count):
-        leaf_rows = members[leaf]
+    column_numbers, column_buffer = (
+        np.empty(len(x.dense_row), np.int32),
+        np.empty(len(x.dense_row) + DENSE_COLUMNS_AT_ONCE, np.int64),
+    )
+    for leaf in range(n_leaves):
+        leaf_rows = leaf_members[leaf]
         for low in range(0, len(leaf_rows), TILE_ROWS):
             rows = leaf_rows[low : low + TILE_ROWS]
-            others = leaf_rows[: low + len(rows)] if visitors is None else visitors[leaf]
-            _compare(x, scaled, rows, others, visitors is None, slots, room, *lists)
+            compared_rows = leaf_rows[: low + len(rows)] if visitors is None else visitors[leaf]
+            _compare_leaf(x, scaled, rows, compared_rows, visitors is None, column_numbers, column_buffer, *lists)
 
 
 def _probed_leaves(probes: np.ndarray, at_home: np.ndarray) -> ProbedLeaves:
     """Return which leaves rows probe, and in which they are at home, so that their pairs are not compared again."""
     probed, home_bits = np.zeros((2, len(probes)), np.uint64)
-    if probes.max(initial=0) < MOST_LEAVES:
+    if probes.max(initial=0) < MAX_KNOWN_LEAVES:
         for rank, leaves in enumerate(probes.T):
             bits = np.where(leaves >= 0, np.uint64(1) << np.maximum(leaves, 0).astype(np.uint64), np.uint64(0))
             probed |= bits
@@ -98,7 +113,7 @@ def _probed_leaves(probes: np.ndarray, at_home: np.ndarray) -> ProbedLeaves:
     return ProbedLeaves(probed, home_bits)
 
 
-def compare_once(probes: np.ndarray, count: int) -> np.ndarray:
+def make_probes_one_way(probes: np.ndarray, n_leaves: int) -> np.ndarray:
     """Change the leaves that rows probe so that rows of two leaves are compared once, if most rows of both probe the
     other leaf. All rows of one then probe the other leaf: that is fewer pairs, and none is left out.
 
@@ -106,53 +121,53 @@ def compare_once(probes: np.ndarray, count: int) -> np.ndarray:
     ----------
     probes : ndarray of int32, shape (n, width)
         Leaves that each row probes, its own leaf first; -1 where there is none.
-    count : int
-        Leaves. Probes stay as they are if there are more than `MOST_LEAVES`.
+    n_leaves : int
+        Leaves. Probes stay as they are if there are more than `MAX_KNOWN_LEAVES`.
 
     Returns
     -------
     ndarray of int32, shape (n, other width)
     """
-    if count > MOST_LEAVES:
+    if n_leaves > MAX_KNOWN_LEAVES:
         return probes
-    home_leaves, probed = probes[:, 0], np.zeros((len(probes), count), bool)
+    home_leaves, probed = probes[:, 0], np.zeros((len(probes), n_leaves), bool)
     for leaves in probes.T:
         probed[np.flatnonzero(leaves >= 0), leaves[leaves >= 0]] = True
-    times = np.stack([probed[home_leaves == leaf].sum(axis=0) for leaf in range(count)])
-    shares = times / np.maximum(np.bincount(home_leaves, minlength=count), 1)[:, None]
-    a, b = np.indices((count, count))
-    once, goes = shares + shares.T > 1, (a < b) == ((a + b) % 2 == 1)
-    probed |= (once & goes)[home_leaves]
-    probed &= ~(once & ~goes)[home_leaves]
+    probe_counts = np.stack([probed[home_leaves == leaf].sum(axis=0) for leaf in range(n_leaves)])
+    shares = probe_counts / np.maximum(np.bincount(home_leaves, minlength=n_leaves), 1)[:, None]
+    a, b = np.indices((n_leaves, n_leaves))
+    is_mutual, is_kept_side = shares + shares.T > 1, (a < b) == ((a + b) % 2 == 1)
+    probed |= (is_mutual & is_kept_side)[home_leaves]
+    probed &= ~(is_mutual & ~is_kept_side)[home_leaves]
     probed[np.arange(len(home_leaves)), home_leaves] = False
     out = np.full((len(home_leaves), 1 + int(probed.sum(axis=1).max(initial=0))), -1, np.int32)
-    out[:, 0], filled = home_leaves, np.ones(len(home_leaves), np.int64)
-    for leaf in range(count):
+    out[:, 0], n_filled = home_leaves, np.ones(len(home_leaves), np.int64)
+    for leaf in range(n_leaves):
         rows = np.flatnonzero(probed[:, leaf])
-        out[rows, filled[rows]] = leaf
-        filled[rows] += 1
+        out[rows, n_filled[rows]] = leaf
+        n_filled[rows] += 1
     return out
 
 
-def _no_codes(rows: int) -> Codes:
+def _empty_codes(n_rows: int) -> Codes:
     """Return codes without columns, which rule out no pair."""
-    none = np.zeros(rows, np.int32)
-    return Codes(np.zeros((rows, 0), np.int8), np.zeros(rows, np.float32), none, none, np.float32(1))
+    zeros = np.zeros(n_rows, np.int32)
+    return Codes(np.zeros((n_rows, 0), np.int8), np.zeros(n_rows, np.float32), zeros, zeros, np.float32(1))
 
 
-def search(
-    rows: csr_matrix, targets: np.ndarray, metric: str, probes: np.ndarray, k: int, seed: int
+def search_home_rows(
+    rows: csr_matrix, column_places: np.ndarray, metric: str, probes: np.ndarray, k: int, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Find about the k nearest other rows of each home row of a cell, among the home rows.
 
     Parameters
     ----------
     rows : csr_matrix of float32, shape (n, dims)
-        Home rows, best in the order of `leaves.order`.
-    targets : ndarray
-        From `projection.places`. Crowded leaves are split by projected rows.
+        Home rows, best in the order of `leaves.order_by_leaf`.
+    column_places : ndarray
+        From `projection.draw_column_places`. Crowded leaves are split by projected rows.
     metric : str
-        One of `pairs.SPARSE`.
+        One of `pairs.SPARSE_METRICS`.
     probes : ndarray of int32, shape (n, width)
         Leaves that each row probes, its own leaf first; -1 where there is none.
     k, seed : int
@@ -162,29 +177,36 @@ def search(
     indices : ndarray of int32, shape (n, k)
         -1 where there are fewer other rows.
     squared : ndarray of float64, shape (n, k)
-        Ascending squared distances, from `pairs.squared_of`.
+        Ascending squared distances, from `pairs.squared_from_product`.
     """
-    x, home = SparseRows.of(rows, metric), np.full(rows.shape[0], -1, np.int32)
-    lists, scaled = CellLists.empty(rows.shape[0], k, np.float64), ScaledRows.of(x)
-    probes = split_crowded(Projections(rows, targets, metric), home, probes, seed, MOST_LEAF_ROWS)
-    count = int(probes.max(initial=0)) + 1
-    probes, every = compare_once(probes, count), np.arange(len(home))
-    members, visitors = RowsByLeaf(every, probes[:, :1], count), RowsByLeaf(every, probes[:, 1:], count)
-    _compare_leaves(x, scaled, members, None, count, lists)
-    _compare_leaves(x, scaled, members, visitors, count, lists)
-    if count > 1:
+    x, guest_homes = SparseRows.from_csr(rows, metric), np.full(rows.shape[0], -1, np.int32)
+    lists, scaled = CellLists.empty(rows.shape[0], k, np.float64), ScaledRows.from_sparse_rows(x)
+    probes = split_crowded_leaves(
+        ProjectedRows(rows, column_places, metric), guest_homes, probes, seed, MAX_SPARSE_LEAF_ROWS
+    )
+    n_leaves = int(probes.max(initial=0)) + 1
+    probes, all_rows = make_probes_one_way(probes, n_leaves), np.arange(len(guest_homes))
+    leaf_members, visitors = (
+        RowsByLeaf(all_rows, probes[:, :1], n_leaves),
+        RowsByLeaf(all_rows, probes[:, 1:], n_leaves),
+    )
+    _compare_leaves(x, scaled, leaf_members, None, n_leaves, lists)
+    _compare_leaves(x, scaled, leaf_members, visitors, n_leaves, lists)
+    if n_leaves > 1:
         for _ in range(HOME_PASSES):
-            explore(x, _no_codes(len(home)), home, _probed_leaves(probes, home < 0), *lists)
-    fill(x, home, *lists)
+            compare_neighbors_of_neighbors(
+                x, _empty_codes(len(guest_homes)), guest_homes, _probed_leaves(probes, guest_homes < 0), *lists
+            )
+    fill_short_lists(x, guest_homes, *lists)
     lists.distances[lists.indices < 0] = np.inf
     return lists.indices, lists.distances
 
 
 def search_with_guests(
     rows: csr_matrix,
-    targets: np.ndarray,
+    column_places: np.ndarray,
     metric: str,
-    home: np.ndarray,
+    guest_homes: np.ndarray,
     probes: np.ndarray,
     indices: np.ndarray,
     squared: np.ndarray,
@@ -194,9 +216,9 @@ def search_with_guests(
 
     Parameters
     ----------
-    rows, targets, metric
-        As for `search`: home rows and guests.
-    home, probes, indices, squared, seed
+    rows, column_places, metric
+        As for `search_home_rows`: home rows and guests.
+    guest_homes, probes, indices, squared, seed
         As for `leaves.search_with_guests`.
 
     Returns
@@ -205,19 +227,26 @@ def search_with_guests(
         Lists of all rows. A guest's list holds only nearer rows, then -1.
     squared : ndarray of float64, shape (n, k)
     """
-    x, guest, distances = SparseRows.of(rows, metric), home >= 0, squared.copy()
-    tiny = np.finfo(np.float64).tiny  # not 0, so that equal rows of two cells list each other
-    distances[guest] = np.maximum(distances[guest], tiny)
-    distances[(indices < 0) & ~guest[:, None]] = np.inf
-    lists, scaled = CellLists(indices.copy(), distances, np.zeros(indices.shape, np.uint8)), ScaledRows.of(x)
-    probes = split_crowded(Projections(rows, targets, metric), home, probes, seed, MOST_LEAF_ROWS)
-    count = int(probes.max(initial=0)) + 1
-    home_rows, guests = np.flatnonzero(~guest), np.flatnonzero(guest)
-    members = RowsByLeaf(home_rows, probes[home_rows, :1], count)
-    visitors = RowsByLeaf(guests, probes[guests], count)
-    _compare_leaves(x, scaled, members, visitors, count, lists)
-    homes = np.where(guest, 0, -1).astype(np.int32)  # guests are compared with each other in their home cells
-    for _ in range(SEAM_PASSES):
-        explore(x, _no_codes(len(home)), homes, _probed_leaves(probes, ~guest), *lists)
+    x, is_guest, distances = SparseRows.from_csr(rows, metric), guest_homes >= 0, squared.copy()
+    min_distance = np.finfo(np.float64).tiny  # not 0, so that equal rows of two cells list each other
+    distances[is_guest] = np.maximum(distances[is_guest], min_distance)
+    distances[(indices < 0) & ~is_guest[:, None]] = np.inf
+    lists, scaled = (
+        CellLists(indices.copy(), distances, np.zeros(indices.shape, np.uint8)),
+        ScaledRows.from_sparse_rows(x),
+    )
+    probes = split_crowded_leaves(
+        ProjectedRows(rows, column_places, metric), guest_homes, probes, seed, MAX_SPARSE_LEAF_ROWS
+    )
+    n_leaves = int(probes.max(initial=0)) + 1
+    home_rows, guests = np.flatnonzero(~is_guest), np.flatnonzero(is_guest)
+    leaf_members = RowsByLeaf(home_rows, probes[home_rows, :1], n_leaves)
+    visitors = RowsByLeaf(guests, probes[guests], n_leaves)
+    _compare_leaves(x, scaled, leaf_members, visitors, n_leaves, lists)
+    homes = np.where(is_guest, 0, -1).astype(np.int32)  # guests are compared with each other in their home cells
+    for _ in range(GUEST_PASSES):
+        compare_neighbors_of_neighbors(
+            x, _empty_codes(len(guest_homes)), homes, _probed_leaves(probes, ~is_guest), *lists
+        )
     lists.distances[lists.indices < 0] = np.inf
     return lists.indices, lists.distances

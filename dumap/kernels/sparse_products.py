@@ -17,7 +17,7 @@ TILE_ROWS = 2048
 """Rows whose products with a row are computed at once, so that their entries stay in the cache (measured)."""
 DENSE_SHARE = 1 / 12
 """A column is dense in a tile if more than this share of the rows has an entry (measured)."""
-COLUMNS = 4
+DENSE_COLUMNS_AT_ONCE = 4
 """Dense columns that are added at once."""
 EPSILON = 2.0**-23
 """Twice the rounding error of float32."""
@@ -48,18 +48,20 @@ class ScaledRows(NamedTuple):
     unit: float
 
     @classmethod
-    def of(cls, x: SparseRows) -> ScaledRows:
+    def from_sparse_rows(cls, x: SparseRows) -> ScaledRows:
         """Scale rows: for angular metrics to unit length, otherwise so that the longest row has it."""
-        entries, n = np.diff(x.bounds), len(x.squares)
-        longest = x.squares.max(initial=0)
+        entries, n = np.diff(x.indptr), len(x.squared_lengths)
+        longest = x.squared_lengths.max(initial=0)
         scale = 1 / np.sqrt(longest) if longest > 0 else 1.0
-        factors = x.inverses if x.angular else np.full(n, scale)
-        squares = np.ones(n) if x.angular else x.squares * scale**2
-        lengths = (x.squares + x.means**2) * factors**2  # of the scaled row, less no mean
-        errors = EPSILON * ((entries + 8) * lengths + 8 * squares) + TINY
-        halves = np.where(x.angular & (x.inverses == 0), EVERY_PAIR, np.maximum((squares - errors) / 2, EVERY_PAIR))
-        unit = 0.5 * (1.0 if x.angular else scale**2) * (1 + 8 * EPSILON)
-        return cls(factors, halves.astype(np.float32), (x.means * factors).astype(np.float32), float(unit))
+        factors = x.inverse_lengths if x.is_angular else np.full(n, scale)
+        squared_lengths = np.ones(n) if x.is_angular else x.squared_lengths * scale**2
+        lengths = (x.squared_lengths + x.scaled_means**2) * factors**2  # of the scaled row, less no mean
+        errors = EPSILON * ((entries + 8) * lengths + 8 * squared_lengths) + TINY
+        halves = np.where(
+            x.is_angular & (x.inverse_lengths == 0), EVERY_PAIR, np.maximum((squared_lengths - errors) / 2, EVERY_PAIR)
+        )
+        unit = 0.5 * (1.0 if x.is_angular else scale**2) * (1 + 8 * EPSILON)
+        return cls(factors, halves.astype(np.float32), (x.scaled_means * factors).astype(np.float32), float(unit))
 
 
 class Tile(NamedTuple):
@@ -67,88 +69,88 @@ class Tile(NamedTuple):
 
     Attributes
     ----------
-    slots : ndarray of int32, shape (dims,)
+    column_numbers : ndarray of int32, shape (dims,)
         Row of `dense` that holds a dense column; less than 0: the number of another column; 0: a column of zeros.
     starts : ndarray of int64
-    places : ndarray of uint16, shape (entries,)
+    entry_rows : ndarray of uint16, shape (entries,)
         Number in the tile of the row that has the entry.
     values : ndarray of float32, shape (entries,)
     dense : ndarray of float32, shape (dense columns + 1, rows)
         The first of them is zeros.
     """
 
-    slots: np.ndarray
+    column_numbers: np.ndarray
     starts: np.ndarray
-    places: np.ndarray
+    entry_rows: np.ndarray
     values: np.ndarray
     dense: np.ndarray
 
 
 @nb.njit(cache=True, nogil=True)
-def make_tile(x, scaled, chosen, slots):
+def index_tile(x, scaled, chosen_rows, column_numbers):
     """Sort the entries of chosen rows by column.
 
     Parameters
     ----------
     x : SparseRows
     scaled : ScaledRows
-    chosen : ndarray of int, shape (m,)
+    chosen_rows : ndarray of int, shape (m,)
         At most `TILE_ROWS`.
-    slots : ndarray of int32, shape (dims,)
+    column_numbers : ndarray of int32, shape (dims,)
         Overwritten.
 
     Returns
     -------
     Tile
     """
-    slots[:] = 0
-    for i in chosen:
-        for e in range(x.bounds[i], x.bounds[i + 1]):
-            slots[x.columns[e]] += 1
-    counts, dense_count, least = [np.int64(0), np.int64(0)], 0, np.int64(DENSE_SHARE * len(chosen))
-    for column in range(len(slots)):
-        if slots[column] > least:
-            dense_count += 1
-            slots[column] = dense_count
-        elif slots[column]:
-            counts.append(np.int64(slots[column]))
-            slots[column] = 2 - len(counts)
+    column_numbers[:] = 0
+    for i in chosen_rows:
+        for e in range(x.indptr[i], x.indptr[i + 1]):
+            column_numbers[x.columns[e]] += 1
+    counts, n_dense, max_sparse_count = [np.int64(0), np.int64(0)], 0, np.int64(DENSE_SHARE * len(chosen_rows))
+    for column in range(len(column_numbers)):
+        if column_numbers[column] > max_sparse_count:
+            n_dense += 1
+            column_numbers[column] = n_dense
+        elif column_numbers[column]:
+            counts.append(np.int64(column_numbers[column]))
+            column_numbers[column] = 2 - len(counts)
     starts = np.cumsum(np.array(counts))  # a counting sort by column
-    following, dense = starts[:-1].copy(), np.zeros((dense_count + 1, len(chosen)), np.float32)
-    places, values = np.empty(starts[-1], np.uint16), np.empty(starts[-1], np.float32)
-    for place in range(len(chosen)):
-        i = chosen[place]
-        for e in range(x.bounds[i], x.bounds[i + 1]):
-            slot, value = slots[x.columns[e]], np.float32(x.values[e] * scaled.factors[i])
-            if slot > 0:
-                dense[slot, place] = value
+    next_index, dense = starts[:-1].copy(), np.zeros((n_dense + 1, len(chosen_rows)), np.float32)
+    entry_rows, values = np.empty(starts[-1], np.uint16), np.empty(starts[-1], np.float32)
+    for entry_row in range(len(chosen_rows)):
+        i = chosen_rows[entry_row]
+        for e in range(x.indptr[i], x.indptr[i + 1]):
+            column_number, value = column_numbers[x.columns[e]], np.float32(x.values[e] * scaled.factors[i])
+            if column_number > 0:
+                dense[column_number, entry_row] = value
             else:
-                places[following[-slot]], values[following[-slot]] = place, value
-                following[-slot] += 1
-    return Tile(slots, starts, places, values, dense)
+                entry_rows[next_index[-column_number]], values[next_index[-column_number]] = entry_row, value
+                next_index[-column_number] += 1
+    return Tile(column_numbers, starts, entry_rows, values, dense)
 
 
 @nb.njit(cache=True, nogil=True)
-def add_products(x, i, factor, tile, first, products, columns, factors):
+def write_tile_products(x, i, factor, tile, first, products, columns, factors):
     """Set products[first:] to the products of row i of x and the rows of a tile from `first` on, after scaling.
 
     `columns` and `factors` are room for the entries of a row.
     """
     products[:] = 0
     count = 0
-    for e in range(x.bounds[i], x.bounds[i + 1]):
-        slot, value = tile.slots[x.columns[e]], np.float32(x.values[e] * factor)
-        if slot > 0:
-            columns[count], factors[count] = slot, value
+    for e in range(x.indptr[i], x.indptr[i + 1]):
+        column_number, value = tile.column_numbers[x.columns[e]], np.float32(x.values[e] * factor)
+        if column_number > 0:
+            columns[count], factors[count] = column_number, value
             count += 1
-        elif slot < 0:
-            for t in range(tile.starts[-slot], tile.starts[-slot + 1]):
-                products[tile.places[t]] += value * tile.values[t]
-    while count % COLUMNS:
+        elif column_number < 0:
+            for t in range(tile.starts[-column_number], tile.starts[-column_number + 1]):
+                products[tile.entry_rows[t]] += value * tile.values[t]
+    while count % DENSE_COLUMNS_AT_ONCE:
         columns[count], factors[count] = 0, 0
         count += 1
     sums = products[first:]
-    for q in range(0, count, COLUMNS):
+    for q in range(0, count, DENSE_COLUMNS_AT_ONCE):
         a, b = tile.dense[columns[q], first:], tile.dense[columns[q + 1], first:]
         c, d = tile.dense[columns[q + 2], first:], tile.dense[columns[q + 3], first:]
         for r in range(len(sums)):
@@ -156,10 +158,10 @@ def add_products(x, i, factor, tile, first, products, columns, factors):
 
 
 @nb.njit(cache=True, nogil=True)
-def count_near(products, mean, half, limit, means, halves, limits):
+def count_near_rows(products, mean, half, kth_half, means, halves, kth_halves):
     """Count the rows that may be within the limit of either row: see `ScaledRows`. All limits are halves."""
     count = np.int32(0)
     for r in range(len(products)):
-        greater = limit if limit > limits[r] else limits[r]
-        count += np.int32(products[r] - mean * means[r] >= half + halves[r] - greater)
+        max_half = kth_half if kth_half > kth_halves[r] else kth_halves[r]
+        count += np.int32(products[r] - mean * means[r] >= half + halves[r] - max_half)
     return count

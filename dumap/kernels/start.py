@@ -11,10 +11,10 @@ import numba as nb
 import numpy as np
 
 from dumap.kernels import hashing
-from dumap.kernels.coarse import SPAN
+from dumap.kernels.coarse import BOX_SIDE
 from dumap.kernels.threads import one_thread
 
-EQUAL = 1e-12
+CONSTANT_SHARE = 1e-12
 """A component whose variance is a smaller share of its mean square is constant up to rounding."""
 UNLABELLED = -1
 """The mark of a row without a label. A label is a source's number. In a component without a source it is -2 - i, where
@@ -22,42 +22,42 @@ i is a near row with a low hash."""
 
 
 def edges_of_rows(
-    chosen: np.ndarray, indptr: np.ndarray, tails: np.ndarray, weights: np.ndarray
+    is_chosen: np.ndarray, indptr: np.ndarray, tails: np.ndarray, weights: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the edges of some rows, as indptr, tails and weights; `chosen` says of each row whether it is one."""
+    """Return the edges of some rows, as indptr, tails and weights; `is_chosen` says of each row whether it is one."""
     degrees = np.diff(indptr)
-    edges = np.repeat(chosen, degrees)
-    return np.append(0, np.cumsum(degrees[chosen])), tails[edges], weights[edges]
+    edges = np.repeat(is_chosen, degrees)
+    return np.append(0, np.cumsum(degrees[is_chosen])), tails[edges], weights[edges]
 
 
 @nb.njit(cache=True, nogil=True)
-def look_up(indptr, tails, cursor, first, page, out):
+def look_up_tail_labels(indptr, tails, edge_cursors, first_row, page_labels, tail_labels):
     """Look up the labels of a shard's tails that lie in one page (a range of rows).
 
     Parameters
     ----------
     indptr, tails : ndarray
         The shard's edges; tails ascend in each row.
-    cursor : ndarray of int64, shape (rows,)
+    edge_cursors : ndarray of int64, shape (rows,)
         Each row's first edge whose tail is in the page or after it; moved to the first edge behind the page. Pages come
         in order.
-    first : int
+    first_row : int
         The page's first row.
-    page : ndarray of int, shape (rows of the page,)
-    out : ndarray of int, shape (edges,)
+    page_labels : ndarray of int, shape (rows of the page,)
+    tail_labels : ndarray of int, shape (edges,)
         Labels of the tails; written for tails in the page.
     """
-    stop = first + page.shape[0]
+    stop_row = first_row + page_labels.shape[0]
     for r in range(indptr.shape[0] - 1):
-        e = cursor[r]  # tails ascend, so the tails in one page are consecutive
-        while e < indptr[r + 1] and tails[e] < stop:
-            out[e] = page[tails[e] - first]
+        e = edge_cursors[r]  # tails ascend, so the tails in one page are consecutive
+        while e < indptr[r + 1] and tails[e] < stop_row:
+            tail_labels[e] = page_labels[tails[e] - first_row]
             e += 1
-        cursor[r] = e
+        edge_cursors[r] = e
 
 
 @nb.njit(cache=True, nogil=True)
-def spread_labels(indptr, weights, ends, positions, labels):
+def spread_labels(indptr, weights, tail_labels, positions, labels):
     """Give each unlabelled row the label of its strongest labelled neighbour.
 
     A row without edges gets a label of its own.
@@ -66,7 +66,7 @@ def spread_labels(indptr, weights, ends, positions, labels):
     ----------
     indptr, weights : ndarray
         The rows' edges.
-    ends : ndarray of int, shape (edges,)
+    tail_labels : ndarray of int, shape (edges,)
         Labels of the tails.
     positions : ndarray of int64, shape (rows,)
     labels : ndarray of int, shape (rows,)
@@ -74,30 +74,30 @@ def spread_labels(indptr, weights, ends, positions, labels):
 
     Returns
     -------
-    new, left : int
+    n_new, n_left : int
         Rows newly labelled, and rows still without.
     """
-    new, left = 0, 0
+    n_new, n_left = 0, 0
     for r in range(indptr.shape[0] - 1):
         if indptr[r] == indptr[r + 1]:
-            new += labels[r] >= UNLABELLED
+            n_new += labels[r] >= UNLABELLED
             labels[r] = -2 - positions[r]
         if labels[r] != UNLABELLED:
             continue
-        best = np.float32(0)
+        best_weight = np.float32(0)
         for e in range(indptr[r], indptr[r + 1]):
-            if ends[e] != UNLABELLED and weights[e] > best:
-                best = weights[e]
-                labels[r] = ends[e]
+            if tail_labels[e] != UNLABELLED and weights[e] > best_weight:
+                best_weight = weights[e]
+                labels[r] = tail_labels[e]
         if labels[r] == UNLABELLED:
-            left += 1
+            n_left += 1
         else:
-            new += 1
-    return new, left
+            n_new += 1
+    return n_new, n_left
 
 
 @nb.njit(cache=True, nogil=True)
-def label_lowest(indptr, tails, positions, labels, seed):
+def label_lowest_hashes(indptr, tails, positions, labels, seed):
     """Give a new label to each unlabelled row whose hash is lower than the hashes of all its neighbours.
 
     It is called once labels no longer spread. Every component that is still unlabelled has such a row.
@@ -113,115 +113,119 @@ def label_lowest(indptr, tails, positions, labels, seed):
 
     Returns
     -------
-    new, left : int
+    n_new, n_left : int
         Rows newly labelled, and rows still without.
     """
-    base = hashing.key(seed, hashing.LABEL_SOURCES)
-    new, left = 0, 0
+    key = hashing.derive_key(seed, hashing.LABEL_SOURCES)
+    n_new, n_left = 0, 0
     for r in range(indptr.shape[0] - 1):
         i = positions[r]
         if labels[r] != UNLABELLED:
             continue
-        hash_i = hashing.draw(base, i)
-        lower = np.int64(0)
+        row_hash = hashing.draw_word(key, i)
+        n_lower = np.int64(0)
         for e in range(indptr[r], indptr[r + 1]):
-            other_hash = hashing.draw(base, tails[e])
-            if other_hash < hash_i or (hash_i == other_hash and tails[e] < i):
-                lower += 1
-        if lower == 0:
+            other_hash = hashing.draw_word(key, tails[e])
+            if other_hash < row_hash or (row_hash == other_hash and tails[e] < i):
+                n_lower += 1
+        if n_lower == 0:
             labels[r] = -2 - i
-            new += 1
+            n_new += 1
         else:
-            left += 1
-    return new, left
+            n_left += 1
+    return n_new, n_left
 
 
-def draw_label_sources(seed: int, first: int, stop: int, count: int, rows: int) -> np.ndarray:
+def draw_label_sources(seed: int, first_row: int, stop_row: int, n_sources: int, n_rows: int) -> np.ndarray:
     """Return the sources of labels in [first, stop): each row is one with probability count / rows, by its hash."""
-    ids = np.arange(first, stop)
-    if count >= rows:
-        return ids
-    limit = np.uint64(int(count / rows * 2**64))
-    return ids[hashing.draws(seed, hashing.LABEL_SOURCES, ids) < limit]
+    row_ids = np.arange(first_row, stop_row)
+    if n_sources >= n_rows:
+        return row_ids
+    max_hash = np.uint64(int(n_sources / n_rows * 2**64))
+    return row_ids[hashing.draw_words(seed, hashing.LABEL_SOURCES, row_ids) < max_hash]
 
 
-def interpolate(labels: np.ndarray, coarse: np.ndarray, seed: int) -> np.ndarray:
+def place_at_labels(labels: np.ndarray, coarse_y: np.ndarray, seed: int) -> np.ndarray:
     """Place each row at the coordinates of its label's coarse row, or, without a source's label, at random in the
     coarse layout's box.
 
     Parameters
     ----------
     labels : ndarray of int, shape (n,)
-    coarse : ndarray of float64, shape (coarse rows, n_components)
+    coarse_y : ndarray of float64, shape (coarse rows, n_components)
     seed : int
 
     Returns
     -------
     ndarray of float32, shape (n, n_components)
     """
-    filled = coarse[np.isfinite(coarse).all(axis=1)]
-    low, high = (filled.min(axis=0), filled.max(axis=0)) if len(filled) else (0.0, SPAN)
-    y = coarse[np.maximum(labels, 0)] if len(coarse) else np.empty((len(labels), coarse.shape[1]))
-    sourceless = labels < 0
-    box = random_box(seed, -2 - labels[sourceless].astype(np.int64), coarse.shape[1])
-    y[sourceless] = low + box / SPAN * (high - low)
+    placed = coarse_y[np.isfinite(coarse_y).all(axis=1)]
+    low, high = (placed.min(axis=0), placed.max(axis=0)) if len(placed) else (0.0, BOX_SIDE)
+    y = coarse_y[np.maximum(labels, 0)] if len(coarse_y) else np.empty((len(labels), coarse_y.shape[1]))
+    has_no_source = labels < 0
+    random_y = draw_in_box(seed, -2 - labels[has_no_source].astype(np.int64), coarse_y.shape[1])
+    y[has_no_source] = low + random_y / BOX_SIDE * (high - low)
     return y.astype(np.float32)
 
 
 @nb.njit(cache=True, nogil=True)
-def add_neighbors(indptr, tails, weights, cursor, first, page, sums, totals):
+def add_neighbor_coordinates(indptr, tails, weights, edge_cursors, first_row, page_y, neighbor_sums, weight_sums):
     """Add the neighbours that lie in one page to each row's weighted sum of its neighbours' coordinates.
 
     Parameters
     ----------
-    indptr, tails, weights, cursor, first
-        As for `look_up`.
-    page : ndarray of float32, shape (rows of the page, n_components)
-    sums : ndarray of float64, shape (rows, n_components)
+    indptr, tails, weights, edge_cursors, first_row
+        As for `look_up_tail_labels`.
+    page_y : ndarray of float32, shape (rows of the page, n_components)
+    neighbor_sums : ndarray of float64, shape (rows, n_components)
         sum_j w_ij y_j; added to.
-    totals : ndarray of float64, shape (rows,)
+    weight_sums : ndarray of float64, shape (rows,)
         sum_j w_ij; added to.
     """
-    stop = first + page.shape[0]
+    stop_row = first_row + page_y.shape[0]
     for r in range(indptr.shape[0] - 1):
-        e = cursor[r]  # tails ascend, so the tails in one page are consecutive
-        while e < indptr[r + 1] and tails[e] < stop:
-            totals[r] += weights[e]
-            for c in range(page.shape[1]):
-                sums[r, c] += weights[e] * page[tails[e] - first, c]
+        e = edge_cursors[r]  # tails ascend, so the tails in one page are consecutive
+        while e < indptr[r + 1] and tails[e] < stop_row:
+            weight_sums[r] += weights[e]
+            for c in range(page_y.shape[1]):
+                neighbor_sums[r, c] += weights[e] * page_y[tails[e] - first_row, c]
             e += 1
-        cursor[r] = e
+        edge_cursors[r] = e
 
 
-def smooth(y: np.ndarray, sums: np.ndarray, totals: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def smooth_coordinates(
+    y: np.ndarray, neighbor_sums: np.ndarray, weight_sums: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """Move rows half-way to the weighted mean of their neighbours.
 
     Parameters
     ----------
     y : ndarray of float32, shape (rows, n_components)
-    sums, totals : ndarray of float64
-        From `add_neighbors`.
+    neighbor_sums, weight_sums : ndarray of float64
+        From `add_neighbor_coordinates`.
 
     Returns
     -------
     moved : ndarray of float32, shape (rows, n_components)
     moments : ndarray of float64, shape (6, n_components)
-        For `residual`: sums over rows of d, d y, d y^2, d p, d p^2 and d y p, where d is the row's degree and p its
-        neighbours' mean.
+        For `eigenvector_residual`: sums over rows of d, d y, d y^2, d p, d p^2 and d y p, where d is the row's degree
+        and p its neighbours' mean.
     """
-    mean = np.where(totals[:, None] > 0, sums / np.maximum(totals, 1e-300)[:, None], y)
-    terms = np.broadcast_arrays(1.0, y, np.square(y, dtype=np.float64), mean, mean**2, y * mean)
-    moments = np.stack([(totals[:, None] * term).sum(axis=0) for term in terms])
-    return (0.5 * (y + mean)).astype(np.float32), moments
+    neighbor_means = np.where(weight_sums[:, None] > 0, neighbor_sums / np.maximum(weight_sums, 1e-300)[:, None], y)
+    terms = np.broadcast_arrays(
+        1.0, y, np.square(y, dtype=np.float64), neighbor_means, neighbor_means**2, y * neighbor_means
+    )
+    moments = np.stack([(weight_sums[:, None] * term).sum(axis=0) for term in terms])
+    return (0.5 * (y + neighbor_means)).astype(np.float32), moments
 
 
-def residual(moments: np.ndarray) -> float | None:
+def eigenvector_residual(moments: np.ndarray) -> float | None:
     """Return how far coordinates are from being eigenvectors of the random walk on the graph, P = D^-1 W.
 
     Parameters
     ----------
     moments : ndarray of float64, shape (6, n_components)
-        From `smooth`, added up over all rows.
+        From `smooth_coordinates`, added up over all rows.
 
     Returns
     -------
@@ -230,7 +234,7 @@ def residual(moments: np.ndarray) -> float | None:
         weighted by degree. An eigenvector has 0, noise about 1. None if no component varies or there are no edges.
     """
     moments = moments[:, moments[0] > 0]
-    d, y, yy, p, pp, yp = moments = moments[:, moments[2] - moments[1] ** 2 / moments[0] > EQUAL * moments[2]]
+    d, y, yy, p, pp, yp = moments = moments[:, moments[2] - moments[1] ** 2 / moments[0] > CONSTANT_SHARE * moments[2]]
     if not moments.size:
         return None
     length = yy - y * y / d
@@ -238,31 +242,31 @@ def residual(moments: np.ndarray) -> float | None:
     return float(np.sqrt(np.maximum((pp - p * p / d) / length - quotient**2, 0)).max())
 
 
-def into_box(y: np.ndarray, low: np.ndarray, high: np.ndarray, seed: int, first: int) -> np.ndarray:
+def stretch_to_box(y: np.ndarray, low: np.ndarray, high: np.ndarray, seed: int, first_row: int) -> np.ndarray:
     """Stretch coordinates to the box [0, SPAN] in each axis, and add a little jitter, which separates equal
     coordinates.
 
     Parameters
     ----------
     y : ndarray of float, shape (n, n_components)
-        Coordinates of rows `first`, `first` + 1, ...
+        Coordinates of rows `first_row`, `first_row` + 1, ...
     low, high : ndarray of float64, shape (n_components,)
         The least and the greatest coordinates of all rows.
-    seed, first : int
+    seed, first_row : int
     """
-    stretched = SPAN * (y.astype(np.float64) - low) / np.where(high > low, high - low, 1)
-    rows = np.arange(first, first + len(y))
-    return (stretched + (random_box(seed, rows, y.shape[1]) / SPAN - 0.5) * 1e-3).astype(np.float32)
+    stretched = BOX_SIDE * (y.astype(np.float64) - low) / np.where(high > low, high - low, 1)
+    rows = np.arange(first_row, first_row + len(y))
+    return (stretched + (draw_in_box(seed, rows, y.shape[1]) / BOX_SIDE - 0.5) * 1e-3).astype(np.float32)
 
 
-def random_box(seed: int, rows: np.ndarray, n_components: int) -> np.ndarray:
+def draw_in_box(seed: int, rows: np.ndarray, n_components: int) -> np.ndarray:
     """Draw coordinates uniformly from the box [0, SPAN]."""
     counters = rows[:, None] * n_components + np.arange(n_components)
-    bits = hashing.draws(seed, hashing.RANDOM_BOX, counters.ravel())
-    return SPAN * hashing.uniform(bits).reshape(len(rows), n_components)
+    bits = hashing.draw_words(seed, hashing.RANDOM_BOX, counters.ravel())
+    return BOX_SIDE * hashing.uniform_from_bits(bits).reshape(len(rows), n_components)
 
 
-def principal_axes(sample: np.ndarray, n_components: int, max_dims: int = 4096) -> tuple[np.ndarray, np.ndarray]:
+def fit_pca(sample: np.ndarray, n_components: int, max_dims: int = 4096) -> tuple[np.ndarray, np.ndarray]:
     """Return the mean and the first principal axes of a sample, signs fixed.
 
     Parameters
@@ -289,22 +293,22 @@ def principal_axes(sample: np.ndarray, n_components: int, max_dims: int = 4096) 
         else:
             covariance = np.zeros((sample.shape[1], sample.shape[1]))
             for start in range(0, len(sample), 4096):
-                block = sample[start : start + 4096] - mean
-                covariance += block.T @ block
+                centred = sample[start : start + 4096] - mean
+                covariance += centred.T @ centred
             _, vectors = np.linalg.eigh(covariance)
     axes = np.zeros((sample.shape[1], n_components))
-    count = min(n_components, vectors.shape[1])
-    axes[:, :count] = vectors[:, ::-1][:, :count]
-    flip = np.sign(axes[np.abs(axes).argmax(axis=0), np.arange(n_components)])
-    return mean, axes * np.where(flip == 0, 1, flip)
+    n_axes = min(n_components, vectors.shape[1])
+    axes[:, :n_axes] = vectors[:, ::-1][:, :n_axes]
+    signs = np.sign(axes[np.abs(axes).argmax(axis=0), np.arange(n_components)])
+    return mean, axes * np.where(signs == 0, 1, signs)
 
 
 @nb.njit(cache=True, nogil=True)
-def project(x, mean, axes, out):
+def project_on_axes(x, mean, axes, out):
     """Project rows on axes, row by row, so that the result for a row does not depend on the others."""
     for i in range(x.shape[0]):
         out[i, :] = 0
         for j in range(x.shape[1]):
-            v = np.float64(x[i, j]) - mean[j]
+            difference = np.float64(x[i, j]) - mean[j]
             for c in range(axes.shape[1]):
-                out[i, c] += v * axes[j, c]
+                out[i, c] += difference * axes[j, c]

@@ -19,41 +19,46 @@ class SharedSetting:
 
     Parameters
     ----------
-    setting : callable
+    make_context : callable
         Returns a context manager that makes the setting and undoes it.
     """
 
-    def __init__(self, setting: Callable[[], AbstractContextManager]) -> None:
-        self._setting, self._lock, self._held, self._undo = setting, threading.Lock(), 0, ExitStack()
+    def __init__(self, make_context: Callable[[], AbstractContextManager]) -> None:
+        self._make_context, self._lock, self._n_holders, self._exit_stack = (
+            make_context,
+            threading.Lock(),
+            0,
+            ExitStack(),
+        )
 
     def __enter__(self) -> None:
         with self._lock:
-            if not self._held:
-                self._undo.enter_context(self._setting())
-            self._held += 1
+            if not self._n_holders:
+                self._exit_stack.enter_context(self._make_context())
+            self._n_holders += 1
 
     def __exit__(self, *error: object) -> None:
         with self._lock:
-            self._held -= 1
-            if not self._held:
-                self._undo.close()
+            self._n_holders -= 1
+            if not self._n_holders:
+                self._exit_stack.close()
 
 
-def _is_by_thread(library: LibController) -> bool:
+def _is_set_per_thread(library: LibController) -> bool:
     """Return whether a library's number of threads is set separately for each thread, as in OpenMP and in an OpenBLAS
     that uses OpenMP.
     """
-    on_top = getattr(library, "threading_layer", "") == "openmp" and hasattr(library, "clear_controlling_thread")
-    return library.user_api == "openmp" or on_top
+    uses_openmp = getattr(library, "threading_layer", "") == "openmp" and hasattr(library, "clear_controlling_thread")
+    return library.user_api == "openmp" or uses_openmp
 
 
-def _set(library: LibController, threads: int) -> None:
+def _set_threads(library: LibController, n_threads: int) -> None:
     """Set a library's number of threads, whichever thread of this process set it before."""
     # With threadpoolctl 3.8 or later, OpenBLAS ignores all threads but the first that sets it, unless it is released.
     release = getattr(library, "clear_controlling_thread", None)
     if release:
         release(force=True)
-    library.set_num_threads(threads)
+    library.set_num_threads(n_threads)
     if release:
         release(force=True)
 
@@ -67,83 +72,83 @@ class _LoadedLibrary(ctypes.Structure):
     )
 
 
-_VISITOR = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(_LoadedLibrary), ctypes.c_size_t, ctypes.c_void_p)
+_VisitorType = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(_LoadedLibrary), ctypes.c_size_t, ctypes.c_void_p)
 
 
 def _count_loads() -> tuple[int, int] | None:
     """Return how many libraries this process has loaded and unloaded so far, or None if the system does not count
     them.
     """
-    visit = getattr(ctypes.CDLL(None), "dl_iterate_phdr", None)
-    if visit is None:
+    iterate_libraries = getattr(ctypes.CDLL(None), "dl_iterate_phdr", None)
+    if iterate_libraries is None:
         return None
     counts: list[tuple[int, int]] = []
 
-    def read_first(library: Any, size: int, _: Any) -> int:
+    def read_counts(library: Any, size: int, _: Any) -> int:
         if size >= ctypes.sizeof(_LoadedLibrary):
             counts.append((library.contents.loads, library.contents.unloads))
         return 1  # a value other than 0 ends the visits
 
-    visit(_VISITOR(read_first), None)
+    iterate_libraries(_VisitorType(read_counts), None)
     return counts[0] if counts else None
 
 
-class _Libraries:
+class _ThreadedLibraries:
     """The libraries with threads of their own that this process has loaded so far."""
 
     def __init__(self) -> None:
-        self._lock, self._within = threading.Lock(), threading.local()
+        self._lock, self._thread_local = threading.Lock(), threading.local()
         self._controllers: list[LibController] = []
-        self._modules = 0
-        self._loads: tuple[int, int] | None = None
-        self._before: dict[str, tuple[LibController, int]] = {}
-        self._held = 0
+        self._n_modules = 0
+        self._load_counts: tuple[int, int] | None = None
+        self._threads_before: dict[str, tuple[LibController, int]] = {}
+        self._n_holders = 0
 
-    def _look(self) -> list[LibController]:
+    def _find_libraries(self) -> list[LibController]:
         """Return the libraries; search for them again if libraries were loaded or unloaded.
 
         If the system does not count loads, search again when a thread enters, and after modules were imported.
         """
-        loads = _count_loads()
-        if loads is None:
-            stale = not getattr(self._within, "depth", 0) or len(sys.modules) != self._modules
+        load_counts = _count_loads()
+        if load_counts is None:
+            is_stale = not getattr(self._thread_local, "depth", 0) or len(sys.modules) != self._n_modules
         else:
-            stale = loads != self._loads
-        if stale:
-            self._modules, self._loads = len(sys.modules), loads
+            is_stale = load_counts != self._load_counts
+        if is_stale:
+            self._n_modules, self._load_counts = len(sys.modules), load_counts
             self._controllers = ThreadpoolController().lib_controllers
         return self._controllers
 
-    def enter(self) -> list[tuple[LibController, int]]:
+    def limit_threads(self) -> list[tuple[LibController, int]]:
         """Set all libraries to one thread; return the settings that this thread has to undo itself."""
         with self._lock:
-            by_thread = []
-            for library in self._look():
-                threads = library.num_threads
-                if _is_by_thread(library):
-                    by_thread.append((library, threads))
-                elif library.filepath not in self._before:
-                    self._before[library.filepath] = library, threads
-                if threads != 1:
-                    _set(library, 1)
-            self._held += 1
-            self._within.depth = getattr(self._within, "depth", 0) + 1
-            return by_thread
+            thread_settings = []
+            for library in self._find_libraries():
+                n_threads = library.num_threads
+                if _is_set_per_thread(library):
+                    thread_settings.append((library, n_threads))
+                elif library.filepath not in self._threads_before:
+                    self._threads_before[library.filepath] = library, n_threads
+                if n_threads != 1:
+                    _set_threads(library, 1)
+            self._n_holders += 1
+            self._thread_local.depth = getattr(self._thread_local, "depth", 0) + 1
+            return thread_settings
 
-    def leave(self, by_thread: list[tuple[LibController, int]]) -> None:
-        """Undo `enter`: this thread's settings at once, and the settings of the process when the last thread leaves."""
+    def restore_threads(self, thread_settings: list[tuple[LibController, int]]) -> None:
+        """Undo `limit_threads`: this thread's settings at once, and the process's when the last thread leaves."""
         with self._lock:
-            self._within.depth -= 1
-            self._held -= 1
-            for library, threads in by_thread:
-                _set(library, threads)
-            if not self._held:
-                for library, threads in self._before.values():
-                    _set(library, threads)
-                self._before.clear()
+            self._thread_local.depth -= 1
+            self._n_holders -= 1
+            for library, n_threads in thread_settings:
+                _set_threads(library, n_threads)
+            if not self._n_holders:
+                for library, n_threads in self._threads_before.values():
+                    _set_threads(library, n_threads)
+                self._threads_before.clear()
 
 
-_libraries = _Libraries()
+_libraries = _ThreadedLibraries()
 
 
 @contextmanager
@@ -152,8 +157,8 @@ def one_thread() -> Iterator[None]:
 
     Several threads may hold them at once. Each entry also sets libraries that were loaded since.
     """
-    by_thread = _libraries.enter()
+    thread_settings = _libraries.limit_threads()
     try:
         yield
     finally:
-        _libraries.leave(by_thread)
+        _libraries.restore_threads(thread_settings)

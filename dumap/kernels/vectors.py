@@ -10,7 +10,7 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
-ANGULAR = frozenset({"cosine", "correlation"})
+ANGULAR_METRICS = frozenset({"cosine", "correlation"})
 """Metrics of the angle between rows. Correlation is of the angle between centred rows."""
 DIVERGENCES = frozenset(
     {"hellinger", "jensen-shannon", "jensen_shannon"} | {"symmetric-kl", "symmetric_kl", "symmetric_kullback_liebler"}
@@ -22,17 +22,17 @@ SPHERICAL = "haversine"
 """The metric of latitudes and longitudes, in radians."""
 BIT_METRICS = {"bit_hamming": "sqeuclidean", "bit_jaccard": "jaccard"}
 """Metrics of bits, eight to a byte, and the equal metrics of rows that hold a number for each bit."""
-SQUARED = frozenset({"sqeuclidean", "bit_hamming"})
+SQUARED_METRICS = frozenset({"sqeuclidean", "bit_hamming"})
 """Metrics that are squared Euclidean distances."""
-EUCLIDEAN_ORDER = ANGULAR | {"euclidean", "l2", "sqeuclidean", "bit_hamming", SPHERICAL}
+EUCLIDEAN_ORDER_METRICS = ANGULAR_METRICS | {"euclidean", "l2", "sqeuclidean", "bit_hamming", SPHERICAL}
 """Metrics that rank neighbours exactly as the Euclidean distance does after `as_embedded` and `to_euclidean`."""
 EXACT_IN_FLOAT32 = 2**24
 """float32 holds every whole number up to this one."""
-STEP_ROWS = 4096
+CAST_ROWS = 4096
 """Rows that are cast at once, so that little memory is needed in float64."""
 ROUND_DOWN = np.float32(0.9999)
 """Factor that makes a rounded distance safe as a lower bound."""
-SLACK, ANGULAR_SLACK = 1e-5, 1e-6
+ROUNDING_SHARE, ANGULAR_ROUNDING = 1e-5, 1e-6
 """Rounding errors: relative, of sums in float32; and absolute, of angles between rows of unit length."""
 LANES = 16
 """Partial sums of `ordered_distance`."""
@@ -44,12 +44,12 @@ def as_float32(values: np.ndarray) -> np.ndarray:
         return np.ascontiguousarray(values, np.float32)
 
 
-def is_wide(dtype: np.dtype) -> bool:
+def exceeds_float32(dtype: np.dtype) -> bool:
     """Return whether a dtype has values that float32 has not: float64, and integers of 32 bits and more."""
     return dtype.itemsize > 4 or (dtype.kind in "iu" and dtype.itemsize == 4)
 
 
-def inexact(values: np.ndarray, cast: np.ndarray) -> np.ndarray:
+def changed_by_cast(values: np.ndarray, cast: np.ndarray) -> np.ndarray:
     """Return which rows a cast to float32 may change.
 
     Parameters
@@ -76,17 +76,19 @@ def lower_median(rows: np.ndarray) -> np.ndarray:
 def _differences(values: np.ndarray, centre: np.ndarray) -> np.ndarray:
     """Subtract the centre in float64, or in integers, so that the cast to float32 loses little."""
     if values.dtype.kind in "iu" and values.dtype.itemsize == 8:
-        above, x, c = values >= centre, values.view(np.uint64), centre.view(np.uint64)
-        far = np.where(above, x - c, c - x).astype(np.float32)  # a difference of unsigned numbers does not overflow
-        return np.where(above, far, -far)
+        is_above, value_bits, centre_bits = values >= centre, values.view(np.uint64), centre.view(np.uint64)
+        distance = np.where(is_above, value_bits - centre_bits, centre_bits - value_bits).astype(
+            np.float32
+        )  # a difference of unsigned numbers does not overflow
+        return np.where(is_above, distance, -distance)
     if values.dtype.kind in "iu":
         return (values.astype(np.int64) - centre.astype(np.int64)).astype(np.float32)
     with np.errstate(over="ignore", invalid="ignore"):
-        greatest = np.finfo(np.float32).max
-        return np.clip(values.astype(np.float64) - centre, -greatest, greatest).astype(np.float32)
+        max_float32 = np.finfo(np.float32).max
+        return np.clip(values.astype(np.float64) - centre, -max_float32, max_float32).astype(np.float32)
 
 
-def on_sphere(rows: np.ndarray) -> np.ndarray:
+def to_sphere(rows: np.ndarray) -> np.ndarray:
     """Map latitudes and longitudes, in radians, to points of the unit sphere, (n, 3) float64."""
     with np.errstate(invalid="ignore"):
         latitude, longitude = rows.astype(np.float64).T
@@ -113,16 +115,16 @@ def as_embedded(values: np.ndarray, metric: str, centre: np.ndarray | None) -> n
     ndarray of float32, shape (n, dims); (n, 3) on the sphere, (n, 8 * dims) of bits
     """
     if centre is None and metric != SPHERICAL:
-        return as_float32(unpacked(values, metric))
+        return as_float32(unpack_bits(values, metric))
     out = np.empty((len(values), embedded_dims(metric, values.shape[1])), np.float32)
-    for low in range(0, len(values), STEP_ROWS):
-        block = values[low : low + STEP_ROWS]
-        block = on_sphere(block) if metric == SPHERICAL else block
-        out[low : low + STEP_ROWS] = block if centre is None else _differences(block, centre)
+    for low in range(0, len(values), CAST_ROWS):
+        block = values[low : low + CAST_ROWS]
+        block = to_sphere(block) if metric == SPHERICAL else block
+        out[low : low + CAST_ROWS] = block if centre is None else _differences(block, centre)
     return out
 
 
-def unpacked(values: np.ndarray, metric: str) -> np.ndarray:
+def unpack_bits(values: np.ndarray, metric: str) -> np.ndarray:
     """Return rows with a number, 0 or 1, for each bit if the metric is of bits, and other rows unchanged.
 
     Parameters
@@ -151,23 +153,23 @@ def great_circle(a: np.ndarray, b: np.ndarray) -> float:
     """
     total = 0.0
     for c in range(a.shape[0]):
-        gap = np.float64(a[c]) - np.float64(b[c])
-        total += gap * gap
+        difference = np.float64(a[c]) - np.float64(b[c])
+        total += difference * difference
     return 2 * np.arcsin(min(1.0, np.sqrt(total) / 2))
 
 
 @nb.njit(cache=True, nogil=True)
-def _check(x: np.ndarray, finite: np.ndarray, zero: np.ndarray) -> None:
+def _find_finite_and_zero(x: np.ndarray, is_finite: np.ndarray, is_zero: np.ndarray) -> None:
     for i in range(x.shape[0]):
-        is_finite, is_zero = True, True
+        row_is_finite, row_is_zero = True, True
         for j in range(x.shape[1]):
             value = x[i, j]
-            is_finite &= np.isfinite(value)
-            is_zero &= value == 0
-        finite[i], zero[i] = is_finite, is_zero
+            row_is_finite &= np.isfinite(value)
+            row_is_zero &= value == 0
+        is_finite[i], is_zero[i] = row_is_finite, row_is_zero
 
 
-def check(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def find_finite_and_zero(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Find the finite rows and the zero rows.
 
     Parameters
@@ -176,14 +178,14 @@ def check(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
     Returns
     -------
-    finite, zero : ndarray of bool, shape (n,)
+    is_finite, is_zero : ndarray of bool, shape (n,)
     """
-    finite, zero = np.empty(len(x), np.bool_), np.empty(len(x), np.bool_)
-    _check(x, finite, zero)
-    return finite, zero
+    is_finite, is_zero = np.empty(len(x), np.bool_), np.empty(len(x), np.bool_)
+    _find_finite_and_zero(x, is_finite, is_zero)
+    return is_finite, is_zero
 
 
-def tally(keys: np.ndarray, rows: np.ndarray, times: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def count_keys(keys: np.ndarray, rows: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Find the distinct keys and count each.
 
     To merge tallies, concatenate them in the order of their rows and tally again.
@@ -194,7 +196,7 @@ def tally(keys: np.ndarray, rows: np.ndarray, times: np.ndarray) -> tuple[np.nda
         Each column is a key.
     rows : ndarray of int, shape (n,)
         Ascending among equal keys.
-    times : ndarray of int, shape (n,)
+    counts : ndarray of int, shape (n,)
 
     Returns
     -------
@@ -202,47 +204,47 @@ def tally(keys: np.ndarray, rows: np.ndarray, times: np.ndarray) -> tuple[np.nda
         Ascending, the first word first.
     rows : ndarray of int, shape (distinct,)
         The first row of each key.
-    times : ndarray of int, shape (distinct,)
+    counts : ndarray of int, shape (distinct,)
     """
     order = np.lexsort(keys[::-1])
     keys = keys[:, order]
-    new = np.ones(keys.shape[1], bool)
-    new[1:] = (keys[:, 1:] != keys[:, :-1]).any(axis=0)
-    begin = np.flatnonzero(new)
-    rows = rows[order[begin]]
-    return keys[:, begin], rows, np.add.reduceat(times[order], begin, dtype=times.dtype) if len(begin) else times
+    is_first = np.ones(keys.shape[1], bool)
+    is_first[1:] = (keys[:, 1:] != keys[:, :-1]).any(axis=0)
+    starts = np.flatnonzero(is_first)
+    rows = rows[order[starts]]
+    return keys[:, starts], rows, np.add.reduceat(counts[order], starts, dtype=counts.dtype) if len(starts) else counts
 
 
-def find(keys: np.ndarray, table: np.ndarray) -> np.ndarray:
+def look_up_keys(keys: np.ndarray, sorted_keys: np.ndarray) -> np.ndarray:
     """Look keys up among the keys of a tally.
 
     Parameters
     ----------
     keys : ndarray of uint64, shape (words, n)
-    table : ndarray of uint64, shape (words, m)
+    sorted_keys : ndarray of uint64, shape (words, m)
         Ascending and distinct.
 
     Returns
     -------
     ndarray of int64, shape (n,)
-        Columns of `table`; -1 where a key is not in it.
+        Columns of `sorted_keys`; -1 where a key is not in it.
     """
-    return _find(np.ascontiguousarray(keys), np.ascontiguousarray(table))
+    return _look_up_keys(np.ascontiguousarray(keys), np.ascontiguousarray(sorted_keys))
 
 
 @nb.njit(cache=True, nogil=True)
-def _find(keys, table):
+def _look_up_keys(keys, sorted_keys):
     out = np.full(keys.shape[1], -1, np.int64)
     for i in range(keys.shape[1]):
-        low, high = 0, table.shape[1]  # binary search; keys compare word by word
+        low, high = 0, sorted_keys.shape[1]  # binary search; keys compare word by word
         while low < high:
             middle = (low + high) >> 1
             word = 0
-            while word < keys.shape[0] - 1 and table[word, middle] == keys[word, i]:
+            while word < keys.shape[0] - 1 and sorted_keys[word, middle] == keys[word, i]:
                 word += 1
-            if table[word, middle] < keys[word, i]:
+            if sorted_keys[word, middle] < keys[word, i]:
                 low = middle + 1
-            elif table[word, middle] > keys[word, i]:
+            elif sorted_keys[word, middle] > keys[word, i]:
                 high = middle
             else:
                 out[i] = middle
@@ -253,8 +255,8 @@ def _find(keys, table):
 def to_euclidean(x: np.ndarray, metric: str) -> np.ndarray:
     """Map rows to a space where the Euclidean distance ranks neighbours as the metric does.
 
-    The ranks agree exactly for metrics of `EUCLIDEAN_ORDER`, and roughly for metrics of distributions and Spearman's.
-    Rows stay unchanged with other metrics. Cells are made in this space.
+    The ranks agree exactly for metrics of `EUCLIDEAN_ORDER_METRICS`, and roughly for metrics of distributions and
+    Spearman's. Rows stay unchanged with other metrics. Cells are made in this space.
 
     Parameters
     ----------
@@ -279,7 +281,7 @@ def to_euclidean(x: np.ndarray, metric: str) -> np.ndarray:
         x, metric = rankdata(x, axis=1).astype(np.float32), "correlation"
     if metric == "correlation":
         x = x - x.mean(axis=1, keepdims=True, dtype=np.float64).astype(np.float32)
-    if metric in ANGULAR:
+    if metric in ANGULAR_METRICS:
         length = np.sqrt(np.einsum("ij,ij->i", x, x, dtype=np.float64))
         x = (x / np.where(length > 0, length, 1)[:, None]).astype(np.float32)
     return x
@@ -290,23 +292,23 @@ def squared_distance(a: np.ndarray, b: np.ndarray) -> np.float32:
     """Return the squared Euclidean distance of two rows. The order of the sum is not fixed."""
     total = np.float32(0)
     for c in range(a.shape[0]):
-        gap = a[c] - b[c]
-        total += gap * gap
+        difference = a[c] - b[c]
+        total += difference * difference
     return total
 
 
-def _sum_in_lanes(context, a, b, chunks):
+def _generate_sum_in_lanes(context, a, b, chunks):
     """Sum squared differences in `LANES` lanes, then add up halves; in LLVM, since numba would not vectorize it."""
 
     def generate(context, builder, signature, arguments):
-        lanes = ir.VectorType(ir.FloatType(), LANES)
+        vector_type = ir.VectorType(ir.FloatType(), LANES)
         rows = [context.make_array(signature.args[i])(context, builder, arguments[i]).data for i in range(2)]
-        rows = [builder.bitcast(row, lanes.as_pointer()) for row in rows]
-        total = cgutils.alloca_once_value(builder, ir.Constant(lanes, [0.0] * LANES))
+        rows = [builder.bitcast(row, vector_type.as_pointer()) for row in rows]
+        total = cgutils.alloca_once_value(builder, ir.Constant(vector_type, [0.0] * LANES))
         with cgutils.for_range(builder, arguments[2]) as loop:
             x, y = (builder.load(builder.gep(row, [loop.index]), align=4) for row in rows)
-            gap = builder.fsub(x, y)
-            builder.store(builder.fadd(builder.load(total), builder.fmul(gap, gap)), total)
+            difference = builder.fsub(x, y)
+            builder.store(builder.fadd(builder.load(total), builder.fmul(difference, difference)), total)
         sums, width = builder.load(total), LANES
         while width > 1:
             width //= 2
@@ -322,17 +324,17 @@ def _sum_in_lanes(context, a, b, chunks):
     return types.float32(a, b, types.intp), generate
 
 
-_in_lanes: Any = intrinsic(_sum_in_lanes)
+_sum_squares_in_lanes: Any = intrinsic(_generate_sum_in_lanes)
 
 
 @nb.njit(cache=True, nogil=True)
 def ordered_distance(a: np.ndarray, b: np.ndarray) -> np.float32:
     """Return the squared distance of two contiguous float32 rows, summed in the same order on any processor."""
-    chunks = len(a) // LANES  # whole vectors first, then the columns that are left, one by one
-    total = _in_lanes(a, b, chunks)
-    for c in range(chunks * LANES, len(a)):
-        gap = a[c] - b[c]
-        total += gap * gap
+    n_chunks = len(a) // LANES  # whole vectors first, then the columns that are left, one by one
+    total = _sum_squares_in_lanes(a, b, n_chunks)
+    for c in range(n_chunks * LANES, len(a)):
+        difference = a[c] - b[c]
+        total += difference * difference
     return total
 
 
@@ -349,22 +351,22 @@ def add_zero_column(x: np.ndarray) -> np.ndarray:
     -------
     ndarray of float32, shape (n, dims) or (n, dims + 1)
     """
-    zero = np.asarray(~x.any(axis=1))
-    return np.concatenate([x, zero[:, None].astype(np.float32)], axis=1) if zero.any() else x
+    is_zero = np.asarray(~x.any(axis=1))
+    return np.concatenate([x, is_zero[:, None].astype(np.float32)], axis=1) if is_zero.any() else x
 
 
-def power_near(extent: float) -> np.float32:
+def scale_to_one(extent: float) -> np.float32:
     """Return the power of two that scales an extent to about 1."""
     return np.float32(np.ldexp(1.0, -int(np.clip(np.frexp(extent)[1], -126, 126))))
 
 
 def metric_from_squared(squared: np.ndarray, metric: str) -> np.ndarray:
-    """Turn squared Euclidean distances after `to_euclidean` into the metric's, for metrics of `EUCLIDEAN_ORDER`."""
+    """Turn squared Euclidean distances after `to_euclidean` into the metric's (one of `EUCLIDEAN_ORDER_METRICS`)."""
     if metric == SPHERICAL:
         return 2 * np.arcsin(np.minimum(np.sqrt(squared) / 2, 1))
-    if metric in ANGULAR:
+    if metric in ANGULAR_METRICS:
         return squared / 2
-    return squared if metric in SQUARED else np.sqrt(squared)
+    return squared if metric in SQUARED_METRICS else np.sqrt(squared)
 
 
 def squared_from_metric(distances: np.ndarray, metric: str) -> np.ndarray:
@@ -374,7 +376,7 @@ def squared_from_metric(distances: np.ndarray, metric: str) -> np.ndarray:
     """
     if metric == SPHERICAL:
         chord = 2 * np.sin(np.minimum(distances, np.pi) / 2)
-        return np.where(distances < np.pi, chord * chord * (1 + SLACK), np.inf)
-    if metric in ANGULAR:
-        return 2 * distances * (1 + SLACK) + ANGULAR_SLACK
-    return (distances if metric in SQUARED else distances * distances) * (1 + SLACK)
+        return np.where(distances < np.pi, chord * chord * (1 + ROUNDING_SHARE), np.inf)
+    if metric in ANGULAR_METRICS:
+        return 2 * distances * (1 + ROUNDING_SHARE) + ANGULAR_ROUNDING
+    return (distances if metric in SQUARED_METRICS else distances * distances) * (1 + ROUNDING_SHARE)

@@ -8,24 +8,24 @@ from __future__ import annotations
 import math
 
 from dumap.config import Config
-from dumap.kernels.vectors import ANGULAR, EUCLIDEAN_ORDER
+from dumap.kernels.vectors import ANGULAR_METRICS, EUCLIDEAN_ORDER_METRICS
 from dumap.planning.budget import sparse_block_bytes
 from dumap.planning.geometry import Geometry
 from dumap.store import OBJECT_BYTES
 
-TILE_BYTES = 32 * 2**20
+DISTANCE_TILE_BYTES = 32 * 2**20
 """Bytes of the distances that an audit computes at once, and of the rows that are compared."""
 
 
 SENT_ROWS = 2
 """Rows sent in a repair for each row of the data: an assumption, for disk space only."""
-MOST_ASKERS = 64
+MAX_ASKERS = 64
 """Most cells that ask a mean row of a cell in a repair (assumed): four bytes each."""
 WAVE_BYTES = 32 * 2**30
 """Bytes that are sent at once in a repair, or sorted as guests in the search, however few the rows are."""
 
 
-def audits(config: Config) -> int:
+def max_audits(config: Config) -> int:
     """Return the most audits that a run may make."""
     settings = config.neighbors
     if not config.audit.queries or not settings.recall_target or settings.precomputed is not None:
@@ -35,8 +35,8 @@ def audits(config: Config) -> int:
 
 def loads_pynndescent(config: Config, stage: str) -> bool:
     """Return whether a worker may have loaded pynndescent by this stage."""
-    has_euclidean_order = config.neighbors.metric in EUCLIDEAN_ORDER
-    return not has_euclidean_order or (stage != "neighbors" and audits(config) > 1)
+    has_euclidean_order = config.neighbors.metric in EUCLIDEAN_ORDER_METRICS
+    return not has_euclidean_order or (stage != "neighbors" and max_audits(config) > 1)
 
 
 def without_repairs(config: Config) -> Config:
@@ -44,34 +44,34 @@ def without_repairs(config: Config) -> Config:
     return config.model_copy(update={"neighbors": config.neighbors.model_copy(update={"max_repairs": 0})})
 
 
-def queries_at_once(config: Config, numbers: int) -> int:
+def queries_at_once(config: Config, values_per_row: int) -> int:
     """Return how many queries are compared with a block at once. Rows of many numbers allow fewer queries."""
-    return max(16, config.task_memory // 8 // (16 * numbers))
+    return max(16, config.task_memory // 8 // (16 * values_per_row))
 
 
 def repair_row_bytes(dims: int, k: int, metric: str) -> int:
     """Return the bytes of a row, of a cell or its halo, in a repair of lists of k neighbours."""
-    arrays = 2 if metric in ANGULAR else 1
+    arrays = 2 if metric in ANGULAR_METRICS else 1
     return 4 * dims * arrays + 56 * k + 256
 
 
 def repair_row_bytes_of(config: Config, geometry: Geometry) -> int:
     """Return the bytes of a row in a repair. A sparse row counts as a mean row of the densest cell."""
     k = config.neighbors.search_k
-    if geometry.sparse:  # read in pieces, then joined
+    if geometry.is_sparse:  # read in pieces, then joined
         return 2 * 8 * max(geometry.entries, geometry.largest_mean_entries) + 72 * k + 320
     return repair_row_bytes(geometry.dims, k, config.neighbors.metric)
 
 
-def most_repair_rows(config: Config, geometry: Geometry) -> int:
+def max_repair_rows(config: Config, geometry: Geometry) -> int:
     """Return the most rows, home rows and halo together, that a cell may hold in a repair."""
     return config.task_memory // repair_row_bytes_of(config, geometry)
 
 
 def sent_row_bytes(config: Config, geometry: Geometry) -> int:
     """Return the bytes of a row that is sent in a repair: its values, its list, and its kth distance."""
-    k, index = config.neighbors.search_k, geometry.index_dtype.itemsize
-    return geometry.row_bytes + (k + 1) * index + 4
+    k, index_bytes = config.neighbors.search_k, geometry.index_dtype.itemsize
+    return geometry.row_bytes + (k + 1) * index_bytes + 4
 
 
 def mean_repair_waves(config: Config, geometry: Geometry, sent_rows: float) -> float:
@@ -87,23 +87,29 @@ def repair_waves(config: Config, geometry: Geometry, sent_rows: float) -> int:
 
 def repair_bytes(config: Config, geometry: Geometry) -> int:
     """Return the bytes of the largest task of a repair."""
-    k, home_rows = config.neighbors.search_k, geometry.most_home_rows
-    askers = min(geometry.cells, MOST_ASKERS)
-    asked = askers * home_rows * 4 + home_rows * (min(geometry.itemsize, 4) * geometry.dims + k * 16)
-    if geometry.sparse:
+    k, home_rows = config.neighbors.search_k, geometry.max_home_rows
+    n_askers = min(geometry.cells, MAX_ASKERS)
+    answer_bytes = n_askers * home_rows * 4 + home_rows * (min(geometry.itemsize, 4) * geometry.dims + k * 16)
+    if geometry.is_sparse:
         entries = geometry.largest_home_entries or home_rows * geometry.entries
-        asked = askers * home_rows * 4 + home_rows * k * 16 + 24 * entries
-    objects, workspace = 4 * OBJECT_BYTES, 4 * geometry.source_dims
-    rows = max(most_repair_rows(config, geometry), home_rows)
-    return max(min(rows, geometry.rows) * repair_row_bytes_of(config, geometry), asked + objects) + workspace
+        answer_bytes = n_askers * home_rows * 4 + home_rows * k * 16 + 24 * entries
+    object_bytes, dense_row_bytes = 4 * OBJECT_BYTES, 4 * geometry.source_dims
+    repaired_rows = max(max_repair_rows(config, geometry), home_rows)
+    return (
+        max(min(repaired_rows, geometry.rows) * repair_row_bytes_of(config, geometry), answer_bytes + object_bytes)
+        + dense_row_bytes
+    )
 
 
 def audit_bytes(config: Config, geometry: Geometry, queries: int) -> int:
     """Return the bytes of a task that compares queries with a block of rows."""
-    at_once = min(queries, queries_at_once(config, geometry.row_numbers))
-    block = geometry.block_rows * geometry.dims * (2 * geometry.itemsize + 4)
-    if geometry.sparse:
-        block = sparse_block_bytes(geometry)
+    batch_queries = min(queries, queries_at_once(config, geometry.values_per_row))
+    block_bytes = geometry.block_rows * geometry.dims * (2 * geometry.itemsize + 4)
+    if geometry.is_sparse:
+        block_bytes = sparse_block_bytes(geometry)
     return (
-        block + at_once * geometry.row_numbers * 24 + queries * (config.neighbors.search_k + 15) * 64 + 5 * TILE_BYTES
+        block_bytes
+        + batch_queries * geometry.values_per_row * 24
+        + queries * (config.neighbors.search_k + 15) * 64
+        + 5 * DISTANCE_TILE_BYTES
     )

@@ -17,30 +17,36 @@ from dumap.config import Config, format_bytes
 from dumap.config.metrics import ordered_arguments
 from dumap.errors import InputError
 from dumap.kernels.edges import default_epochs
-from dumap.kernels.leaves import EXACT_ROWS, LEAF_ROWS
+from dumap.kernels.leaves import LEAF_ROWS, MAX_LEAF_ROWS
 from dumap.kernels.projection import projected_dims
-from dumap.kernels.vectors import ANGULAR, BIT_METRICS, embedded_dims
-from dumap.planning.curve import curve
-from dumap.planning.given import list_rows_of, range_rows_of
-from dumap.planning.sparse import SPARSE_LEAVES, Entries, sparse_block, sparse_cell_row_bytes, sparse_leaf_rows
+from dumap.kernels.vectors import ANGULAR_METRICS, BIT_METRICS, embedded_dims
+from dumap.planning.curve import curve_parameters
+from dumap.planning.given import given_cell_rows, lists_at_once
+from dumap.planning.sparse import (
+    MAX_SPARSE_PROBES,
+    EntryCounts,
+    choose_sparse_block,
+    sparse_cell_row_bytes,
+    sparse_leaf_rows,
+)
 from dumap.sources.zarr_array import Precomputed
 
 SAMPLE_ROWS_PER_LEAF = 8
-TARGET_SAMPLE_ROWS, FEWEST_SAMPLE_ROWS = 4096, 128
-CELLS_A_ROW, CELLS_A_ROW_BY_DOUBLING = 4, 0.6
+TARGET_SAMPLE_ROWS, MIN_SAMPLE_ROWS = 4096, 128
+MAX_MEAN_CELLS, CELLS_PER_DOUBLING = 4, 0.6
 """The mean number of cells of a row, its home cell included, is at most the first. It grows by the second, from 1, each
 time the number of cells doubles (measured, rounded up)."""
 TARGET_CELL_ROWS = 32_768
 """Rows of a cell if memory allows more. Small data are then still divided among several tasks."""
 MIN_CELLS = 4
-MOST_LEAF_ROWS = 2 * LEAF_ROWS
+MAX_MEAN_LEAF_ROWS = 2 * LEAF_ROWS
 """Rows of a mean leaf beyond which leaves are split again inside each cell."""
-MANY_GROUPS = 256
+MIN_GROUPS = 256
 """With fewer than twice as many blocks, each block is sorted by cell alone. More blocks are sorted in groups, as large
 as memory allows; there are at least this many groups."""
 OUTPUT_ROWS = 65_536
-LEAST_SHARD_ROWS = 4096
-SHARD_EDGES, EDGE_BYTES = 2.5, 80
+MIN_SHARD_ROWS = 4096
+MAX_EDGES_PER_NEIGHBOR, EDGE_BYTES = 2.5, 80
 """Most edges of a shard, in and out, for each row and neighbour, and bytes of an edge in the fuzzy union (measured,
 rounded up)."""
 BLOCK_BYTES = 16 * 2**20
@@ -120,55 +126,57 @@ class Geometry:
     def with_cells(self, facts: Mapping[str, Any]) -> Geometry:
         """Return the same geometry with the sizes of the largest cells that stage cells found."""
         kinds = ("home_entries", "cell_entries", "mean_entries")
-        sparse = {f"largest_{kind}": facts.get(kind, 0) for kind in kinds}
-        largest = {"largest_home": facts["largest_home"], "largest_cell": facts["largest"]}
-        return replace(self, **largest, **sparse, stored_rows=facts["stored_rows"])
+        entry_facts = {f"largest_{kind}": facts.get(kind, 0) for kind in kinds}
+        row_facts = {"largest_home": facts["largest_home"], "largest_cell": facts["largest"]}
+        return replace(self, **row_facts, **entry_facts, stored_rows=facts["stored_rows"])
 
     @property
-    def sparse(self) -> bool:
+    def is_sparse(self) -> bool:
         """Whether the rows are sparse."""
         return self.entries > 0
 
     @property
-    def row_numbers(self) -> int:
+    def values_per_row(self) -> int:
         """How many numbers of 4 bytes a row takes by which it is compared: of a sparse one values and columns."""
-        return 2 * self.entries if self.sparse else self.dims
+        return 2 * self.entries if self.is_sparse else self.dims
 
     @property
     def row_bytes(self) -> int:
         """Bytes of a row where it is stored in the run: of a sparse one values and columns."""
         width = min(self.itemsize, 4)
-        return self.entries * (width + (2 if self.source_dims <= 2**16 else 4)) if self.sparse else self.dims * width
+        return self.entries * (width + (2 if self.source_dims <= 2**16 else 4)) if self.is_sparse else self.dims * width
 
     @property
     def source_row_bytes(self) -> int:
         """Bytes of a row of the input."""
-        return self.entries * (self.itemsize + 4) if self.sparse else self.dims * self.itemsize
+        return self.entries * (self.itemsize + 4) if self.is_sparse else self.dims * self.itemsize
 
     @property
-    def entries_at_once(self) -> int:
-        """Most entries of rows of a cell that are searched at once: see `most_rows_at_once`."""
-        wanted = self.cell_rows * self.entries
-        most = max(wanted, self.largest_home_entries + guests_at_once(wanted, self.largest_home_entries))
-        return min(self.largest_cell_entries or most, int(1.1 * most))
+    def max_entries_at_once(self) -> int:
+        """Most entries of rows of a cell that are searched at once: see `max_rows_at_once`."""
+        expected_entries = self.cell_rows * self.entries
+        max_entries = max(
+            expected_entries, self.largest_home_entries + guests_at_once(expected_entries, self.largest_home_entries)
+        )
+        return min(self.largest_cell_entries or max_entries, int(1.1 * max_entries))
 
     @property
-    def most_home_rows(self) -> int:
+    def max_home_rows(self) -> int:
         """Most home rows of a cell: the number found, or else the projected number."""
         return self.largest_home or min(self.cell_rows, self.rows)
 
     @property
-    def most_cell_rows(self) -> int:
+    def max_cell_rows(self) -> int:
         """Most rows of a cell, guests included: the number found, or else the projected number."""
         return self.largest_cell or min(self.cell_rows, self.rows)
 
     @property
-    def most_rows_at_once(self) -> int:
+    def max_rows_at_once(self) -> int:
         """Most rows of a cell that are searched at once: all rows, or the home rows with one batch of guests."""
-        home = self.most_home_rows
-        return min(self.most_cell_rows, home + guests_at_once(self.cell_rows, home))
+        home_rows = self.max_home_rows
+        return min(self.max_cell_rows, home_rows + guests_at_once(self.cell_rows, home_rows))
 
-    def block(self, number: int) -> tuple[int, int]:
+    def rows_of_block(self, number: int) -> tuple[int, int]:
         """Return the rows [start, stop) of a block."""
         return number * self.block_rows, min(self.rows, (number + 1) * self.block_rows)
 
@@ -177,30 +185,30 @@ class Geometry:
         """The number of groups of blocks that are sorted by cell."""
         return math.ceil(self.blocks / self.group_blocks)
 
-    def group(self, number: int) -> tuple[int, int]:
+    def blocks_of_group(self, number: int) -> tuple[int, int]:
         """Return the blocks [first, last) of a group."""
         return number * self.group_blocks, min(self.blocks, (number + 1) * self.group_blocks)
 
-    def group_span(self, number: int) -> tuple[int, int]:
+    def rows_of_group(self, number: int) -> tuple[int, int]:
         """Return the rows [start, stop) of a group."""
-        first, last = self.group(number)
-        return self.block(first)[0], self.block(last - 1)[1]
+        first, last = self.blocks_of_group(number)
+        return self.rows_of_block(first)[0], self.rows_of_block(last - 1)[1]
 
     @property
-    def most_leaf_rows(self) -> int | None:
+    def max_leaf_rows(self) -> int | None:
         """Return the rows of a leaf beyond which each cell splits it again, where memory allows too few leaves; else
         None.
         """
-        few = self.rows > MOST_LEAF_ROWS * max(self.leaves, 1) and self.cells > 1
-        return MOST_LEAF_ROWS if few else None
+        has_few_leaves = self.rows > MAX_MEAN_LEAF_ROWS * max(self.leaves, 1) and self.cells > 1
+        return MAX_MEAN_LEAF_ROWS if has_few_leaves else None
 
-    def cells_a_row(self, max_cells_per_row: int) -> float:
+    def mean_cells_per_row(self, max_cells_per_row: int) -> float:
         """Return the mean number of a row's cells, its home cell included: as found, otherwise as projected."""
         if self.stored_rows:
             return self.stored_rows / self.rows
-        return expected_cells(self.cells, max_cells_per_row)
+        return expected_cells_per_row(self.cells, max_cells_per_row)
 
-    def lists(self, cell: int) -> list[tuple[int, int]]:
+    def list_ranges(self, cell: int) -> list[tuple[int, int]]:
         """Return the ranges of rows [start, stop) in which the given lists of a cell are read."""
         start, stop = cell * self.cell_rows, min(self.rows, (cell + 1) * self.cell_rows)
         return [(low, min(stop, low + self.list_rows)) for low in range(start, stop, self.list_rows)]
@@ -213,26 +221,26 @@ class Geometry:
 
 def cell_row_bytes(dims: int, k: int, metric: str) -> int:
     """Return the bytes of a row of a cell in a search of k neighbours (measured, rounded up)."""
-    arrays = 2 if metric in ANGULAR else 1
+    arrays = 2 if metric in ANGULAR_METRICS else 1
     codes = dims + 64
     return 4 * dims * arrays + codes + 72 * (k + 1) + 256
 
 
-def expected_cells(cells: int, max_cells_per_row: int) -> float:
+def expected_cells_per_row(cells: int, max_cells_per_row: int) -> float:
     """Return the mean number of a row's cells, its home cell included, in a run with this many cells."""
-    return min(max_cells_per_row, CELLS_A_ROW, 1 + CELLS_A_ROW_BY_DOUBLING * math.log2(cells))
+    return min(max_cells_per_row, MAX_MEAN_CELLS, 1 + CELLS_PER_DOUBLING * math.log2(cells))
 
 
-def cells_of(rows: int, cap: int, max_cells_per_row: int) -> int:
-    """Return the number of cells with which a mean cell has at most three quarters of `cap` rows, guests included."""
+def choose_cell_count(rows: int, max_cell_rows: int, max_cells_per_row: int) -> int:
+    """Return the number of cells for which a mean cell, with guests, has at most three quarters of `max_cell_rows`."""
 
-    def cell_rows(cells: int) -> float:
+    def mean_cell_rows(cells: int) -> float:
         if max_cells_per_row == 1:
             return 2 * rows / cells  # a cell may have twice the home rows it should
-        return rows / cells * expected_cells(cells, max_cells_per_row)
+        return rows / cells * expected_cells_per_row(cells, max_cells_per_row)
 
-    cells = max(1, rows // cap)
-    while (cells > 1 and cell_rows(cells) > 0.75 * cap) or (cells == 1 and rows > cap):
+    cells = max(1, rows // max_cell_rows)
+    while (cells > 1 and mean_cell_rows(cells) > 0.75 * max_cell_rows) or (cells == 1 and rows > max_cell_rows):
         cells += max(1, cells // 64)
     return cells
 
@@ -247,12 +255,12 @@ def guests_at_once(cell_rows: int, home_rows: int) -> int:
     return max(1, cell_rows - home_rows, cell_rows // 8)
 
 
-def shard_rows_of(config: Config) -> int:
+def max_shard_rows(config: Config) -> int:
     """Return the most rows of a shard: `graph.shard_rows`, or fewer if a task cannot hold as many."""
     k, n_components = config.neighbors.graph_k, config.layout.n_components
-    row_bytes = max(SHARD_EDGES * EDGE_BYTES * k, 64 * SHARD_EDGES * k + 32 + 72 * n_components)
-    fitting = int(0.75 * config.task_memory / row_bytes)
-    return max(LEAST_SHARD_ROWS, min(config.graph.shard_rows, fitting - fitting % LEAST_SHARD_ROWS))
+    row_bytes = max(MAX_EDGES_PER_NEIGHBOR * EDGE_BYTES * k, 64 * MAX_EDGES_PER_NEIGHBOR * k + 32 + 72 * n_components)
+    rows_that_fit = int(0.75 * config.task_memory / row_bytes)
+    return max(MIN_SHARD_ROWS, min(config.graph.shard_rows, rows_that_fit - rows_that_fit % MIN_SHARD_ROWS))
 
 
 def check_chunk(config: Config, chunk_rows: int, row_bytes: int) -> None:
@@ -262,29 +270,29 @@ def check_chunk(config: Config, chunk_rows: int, row_bytes: int) -> None:
     ------
     InputError
     """
-    memory = config.task_memory
-    if (chunk_bytes := chunk_rows * row_bytes) > memory // 4:
+    task_memory = config.task_memory
+    if (chunk_bytes := chunk_rows * row_bytes) > task_memory // 4:
         raise InputError(
             f"{config.input.name}: one chunk holds {format_bytes(chunk_bytes)}, more than a quarter of task_memory "
-            f"({format_bytes(memory)}): rechunk the array to at most {max(1, memory // 4 // row_bytes)} "
+            f"({format_bytes(task_memory)}): rechunk the array to at most {max(1, task_memory // 4 // row_bytes)} "
             f"rows a chunk, or set task_memory to {math.ceil(4 * chunk_bytes / 2**20)}MiB or more"
         )
 
 
-def dense_block(memory: int, rows: int, numbers: int, chunk_rows: int) -> int:
+def dense_block_rows(task_memory: int, rows: int, values_per_row: int, chunk_rows: int) -> int:
     """Return the rows of a block: whole chunks, where they fit."""
-    block_rows = max(1, min(rows, OUTPUT_ROWS, min(BLOCK_BYTES, memory // 8) // (4 * numbers)))
+    block_rows = max(1, min(rows, OUTPUT_ROWS, min(BLOCK_BYTES, task_memory // 8) // (4 * values_per_row)))
     if chunk_rows <= block_rows:
         return block_rows - block_rows % chunk_rows
-    return min(chunk_rows, rows) if chunk_rows * numbers * 4 <= memory // 4 else block_rows
+    return min(chunk_rows, rows) if chunk_rows * values_per_row * 4 <= task_memory // 4 else block_rows
 
 
-def given_sizes(config: Config, given: Precomputed | None, cell_rows: int) -> dict[str, int]:
+def given_sizes(config: Config, precomputed: Precomputed | None, cell_rows: int) -> dict[str, int]:
     """Return the fields of a geometry that are of given neighbours; none if there are none."""
-    if given is None:
+    if precomputed is None:
         return {}
-    list_rows = min(cell_rows, list_rows_of(config, given))
-    return {"columns": given.columns, "list_rows": list_rows, "list_chunk_rows": given.chunk_rows}
+    list_rows = min(cell_rows, lists_at_once(config, precomputed))
+    return {"columns": precomputed.columns, "list_rows": list_rows, "list_chunk_rows": precomputed.chunk_rows}
 
 
 def make_geometry(
@@ -293,8 +301,8 @@ def make_geometry(
     dims: int,
     itemsize: int,
     chunk_rows: int,
-    given: Precomputed | None = None,
-    entries: Entries | None = None,
+    precomputed: Precomputed | None = None,
+    entries: EntryCounts | None = None,
 ) -> Geometry:
     """Return the geometry of a run. It depends on the data's shape and on parameters alone.
 
@@ -307,45 +315,44 @@ def make_geometry(
     ConfigError
         The metric does not take rows of `dims` dims, or the layout cannot use its curve.
     """
-    settings, k, memory = config.neighbors, config.neighbors.search_k, config.task_memory
+    settings, k, task_memory = config.neighbors, config.neighbors.search_k, config.task_memory
     if rows < k + 2:
         raise InputError(
             f"{config.input.name}: {rows} rows are too few for neighbors.{settings.width_setting} = {k + 1}; "
             f"give at least {k + 2} rows, or set {settings.width_setting} to at most {max(rows - 1, 0)}"
         )
-    ordered_arguments(
-        config.neighbors.metric, config.neighbors.metric_kwds, dims
-    )  # refuses what the metric does not take
-    curve(config.layout)  # refuses a curve that the layout cannot use
+    ordered_arguments(settings.metric, settings.metric_kwds, dims)  # refuses what the metric does not take
+    curve_parameters(config.layout)  # refuses a curve that the layout cannot use
     if entries is not None:
-        mean, source_dims, dims = max(1, math.ceil(entries.total / rows)), dims, projected_dims(dims)
-        check_chunk(config, min(chunk_rows, rows), mean * (itemsize + 4))
-        wanted = max(BLOCK_BYTES, min(chunk_rows, rows) * mean * 8)  # a chunk is decoded as a whole
-        block_rows, block_entries = sparse_block(
-            min(wanted, memory // 8), rows, OUTPUT_ROWS, max(dims, 2 * mean), entries.densest
+        mean_entries, source_dims, dims = max(1, math.ceil(entries.total / rows)), dims, projected_dims(dims)
+        check_chunk(config, min(chunk_rows, rows), mean_entries * (itemsize + 4))
+        block_bytes = max(BLOCK_BYTES, min(chunk_rows, rows) * mean_entries * 8)  # a chunk is decoded as a whole
+        block_rows, block_entries = choose_sparse_block(
+            min(block_bytes, task_memory // 8), rows, OUTPUT_ROWS, max(dims, 2 * mean_entries), entries.densest_window
         )
-        sparse = {"entries": mean, "block_entries": block_entries, "source_dims": source_dims}
-        cap, most_cells = memory // sparse_cell_row_bytes(mean, k), config.cells.max_cells_per_row
-        numbers = 2 * mean + 2 * SPARSE_LEAVES * most_cells
+        sparse_fields = {"entries": mean_entries, "block_entries": block_entries, "source_dims": source_dims}
+        max_cell_rows = task_memory // sparse_cell_row_bytes(mean_entries, k)
+        values_per_row = 2 * mean_entries + 2 * MAX_SPARSE_PROBES * config.cells.max_cells_per_row
     else:
         check_chunk(config, min(chunk_rows, rows), dims * itemsize)
-        numbers = embedded_dims(settings.metric, dims) if settings.metric in BIT_METRICS else dims
-        block_rows, sparse = dense_block(memory, rows, numbers, chunk_rows), {}
-        dims = numbers = embedded_dims(config.neighbors.metric, dims)
-        cap = memory // cell_row_bytes(dims, k, config.neighbors.metric)
+        values_per_row = embedded_dims(settings.metric, dims) if settings.metric in BIT_METRICS else dims
+        block_rows, sparse_fields = dense_block_rows(task_memory, rows, values_per_row, chunk_rows), {}
+        dims = values_per_row = embedded_dims(config.neighbors.metric, dims)
+        max_cell_rows = task_memory // cell_row_bytes(dims, k, config.neighbors.metric)
     blocks = math.ceil(rows / block_rows)
-    sorted_bytes = sort_row_bytes(numbers, 4 if sparse else itemsize, config.cells.max_cells_per_row)
-    fitting = memory // 2 // (block_rows * sorted_bytes)
-    cap = max(4 * (k + 2), min(cap, config.cells.max_rows or cap))
-    cells = max(cells_of(rows, cap, config.cells.max_cells_per_row), min(MIN_CELLS, math.ceil(rows / TARGET_CELL_ROWS)))
-    if given is not None:
-        cells = math.ceil(rows / (cap := range_rows_of(config, OUTPUT_ROWS)))
-    leaf_rows = sparse_leaf_rows(rows) if sparse else LEAF_ROWS
-    leaves = max(cells, rows // leaf_rows) if rows > EXACT_ROWS or cells > 1 else 1
-    wanted_sample = max(TARGET_SAMPLE_ROWS, SAMPLE_ROWS_PER_LEAF * leaves)
-    sample_rows = min(rows, wanted_sample, max(FEWEST_SAMPLE_ROWS, memory // 4 // (4 * dims)))
+    sorted_row_bytes = sort_row_bytes(values_per_row, 4 if sparse_fields else itemsize, config.cells.max_cells_per_row)
+    blocks_that_fit = task_memory // 2 // (block_rows * sorted_row_bytes)
+    max_cell_rows = max(4 * (k + 2), min(max_cell_rows, config.cells.max_rows or max_cell_rows))
+    cells = choose_cell_count(rows, max_cell_rows, config.cells.max_cells_per_row)
+    cells = max(cells, min(MIN_CELLS, math.ceil(rows / TARGET_CELL_ROWS)))
+    if precomputed is not None:
+        cells = math.ceil(rows / (max_cell_rows := given_cell_rows(config, OUTPUT_ROWS)))
+    leaf_rows = sparse_leaf_rows(rows) if sparse_fields else LEAF_ROWS
+    leaves = max(cells, rows // leaf_rows) if rows > MAX_LEAF_ROWS or cells > 1 else 1
+    target_sample_rows = max(TARGET_SAMPLE_ROWS, SAMPLE_ROWS_PER_LEAF * leaves)
+    sample_rows = min(rows, target_sample_rows, max(MIN_SAMPLE_ROWS, task_memory // 4 // (4 * dims)))
     leaves = min(leaves, max(cells, sample_rows // 2))
-    shard_rows = shard_rows_of(config)
+    shard_rows = max_shard_rows(config)
     return Geometry(
         rows=rows,
         dims=dims,
@@ -353,9 +360,9 @@ def make_geometry(
         block_rows=block_rows,
         blocks=blocks,
         chunks_a_block=math.ceil(block_rows / chunk_rows),
-        group_blocks=1 if given else max(1, min(fitting, blocks // MANY_GROUPS)),
+        group_blocks=1 if precomputed else max(1, min(blocks_that_fit, blocks // MIN_GROUPS)),
         sample_rows=sample_rows,
-        cell_rows=cap,
+        cell_rows=max_cell_rows,
         cells=cells,
         leaves=leaves,
         shard_rows=shard_rows,
@@ -363,6 +370,6 @@ def make_geometry(
         output_rows=OUTPUT_ROWS,
         outputs=math.ceil(rows / OUTPUT_ROWS),
         n_epochs=config.layout.n_epochs or default_epochs(rows),
-        **given_sizes(config, given, cap),
-        **sparse,
+        **given_sizes(config, precomputed, max_cell_rows),
+        **sparse_fields,
     )

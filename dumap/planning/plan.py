@@ -9,22 +9,22 @@ from typing import Any
 
 from dumap.config import Config, format_bytes
 from dumap.errors import BudgetError
-from dumap.kernels.neighbors import DIM_SECONDS, PAIR_SECONDS, exact_rows
-from dumap.kernels.vectors import EUCLIDEAN_ORDER
+from dumap.kernels.neighbors import DIM_SECONDS, PAIR_SECONDS, max_exhaustive_rows
+from dumap.kernels.vectors import EUCLIDEAN_ORDER_METRICS
 from dumap.planning.budget import PAUSE_FRACTION, process_bytes
 from dumap.planning.geometry import Geometry
 from dumap.planning.steps import Step
 
-ALL_SECONDS, SEARCH_SECONDS, FEWEST_DIMS, EPOCH_SECONDS = 3.0, 4e-7, 50, 6e-8
+RUN_SECONDS, SEARCH_SECONDS, EXTRA_DIMS, EPOCH_SECONDS = 3.0, 4e-7, 50, 6e-8
 """Seconds that one core takes: for any run, for each row times its dims + FEWEST_DIMS, and for each row, epoch and
 neighbor (measured, without the time in which threads wait for one another in small stages)."""
-FASTEST, SLOWEST = 0.6, 2.0
+MIN_TIME_FACTOR, MAX_TIME_FACTOR = 0.6, 2.0
 """The least and the greatest multiple of the estimate that a run may take. Runs of 10,000 to 10 million rows on two
 threads, with and without AVX-512 VNNI, took 0.72 to 1.7 times the estimate (measured)."""
 
 
 @dataclass(frozen=True)
-class Projection:
+class StageProjection:
     """A stage's projection of what it will take.
 
     Attributes
@@ -67,7 +67,7 @@ class StagePlan:
     shuffled_bytes, written_bytes : int
         Bytes that are read, of the run and of the input, and bytes that are written.
     disk_bytes, peak_bytes : int
-        As in `Projection`; and the peak memory of a worker with one thread.
+        As in `StageProjection`; and the peak memory of a worker with one thread.
     held_bytes : int
         Bytes of this peak that a worker holds without any task.
     temporary : tuple of (int, frozenset of str)
@@ -138,12 +138,12 @@ class Plan:
 
     def disk_needed(self, done: Collection[str]) -> int:
         """Return how many bytes may be on disk at once beyond those of the stages in `done`."""
-        ended, most = set(done), 0
+        ended_stages, max_bytes = set(done), 0
         for stage in self.stages:
-            if stage.name not in ended:
-                most = max(most, self._disk_after(ended) + stage.disk_bytes)
-                ended.add(stage.name)
-        return max(0, most - self._disk_after(done))
+            if stage.name not in ended_stages:
+                max_bytes = max(max_bytes, self._disk_after(ended_stages) + stage.disk_bytes)
+                ended_stages.add(stage.name)
+        return max(0, max_bytes - self._disk_after(done))
 
     def with_task(self, name: str, task_bytes: int) -> Plan:
         """Return the plan in which a stage's largest task takes at least `task_bytes`."""
@@ -176,10 +176,10 @@ class Plan:
 
     def seconds(self, threads: int) -> tuple[float, float]:
         """Return the least and the most seconds that a run may take, without starting workers and compiling."""
-        return FASTEST * self.core_seconds / threads, SLOWEST * self.core_seconds / threads
+        return MIN_TIME_FACTOR * self.core_seconds / threads, MAX_TIME_FACTOR * self.core_seconds / threads
 
     def __str__(self) -> str:
-        return describe(self, 1)
+        return format_plan(self, 1)
 
     def check(
         self,
@@ -204,38 +204,42 @@ class Plan:
         written : int
             Bytes on disk of stages that are not done.
         """
-        need = math.ceil(self.peak_bytes / PAUSE_FRACTION)
-        if worker_memory and need > worker_memory:
+        needed_bytes = math.ceil(self.peak_bytes / PAUSE_FRACTION)
+        if worker_memory and needed_bytes > worker_memory:
             stage = max(self.stages, key=lambda s: s.peak_bytes)
-            limit = math.ceil(process_bytes(self.peak_bytes, threads) / PAUSE_FRACTION / 2**20)
+            limit_mib = math.ceil(process_bytes(self.peak_bytes, threads) / PAUSE_FRACTION / 2**20)
             raise BudgetError(
                 f"stage {stage.name} is projected to peak at {format_bytes(stage.peak_bytes)} a worker, but the "
                 f"smallest worker has {format_bytes(worker_memory)}, of which {PAUSE_FRACTION:.0%} may be used: give "
-                f"workers --memory-limit {limit}MiB or more" + f", for {threads} threads each" * (threads > 1)
+                f"workers --memory-limit {limit_mib}MiB or more" + f", for {threads} threads each" * (threads > 1)
             )
-        left = max(0, self.disk_needed(done) - written)
-        if free_disk is not None and left > free_disk:
-            what, instead = (
+        remaining_bytes = max(0, self.disk_needed(done) - written)
+        if free_disk is not None and remaining_bytes > free_disk:
+            subject, advice = (
                 ("what is left of the run", "what is committed is kept")
                 if done or written
                 else ("the run", "or name another output")
             )
             raise BudgetError(
-                f"{what} is projected to take {format_bytes(left)} on disk, but the output has "
-                f"{format_bytes(free_disk)} free: make room, {instead}"
+                f"{subject} is projected to take {format_bytes(remaining_bytes)} on disk, but the output has "
+                f"{format_bytes(free_disk)} free: make room, {advice}"
             )
 
 
-def core_seconds(config: Config, geometry: Geometry, stages: Collection[str] = ("neighbors", "layout")) -> float:
+def estimate_core_seconds(
+    config: Config, geometry: Geometry, stages: Collection[str] = ("neighbors", "layout")
+) -> float:
     """Estimate the seconds that one core takes for stages, by rates measured on processors of 2026."""
     k, rows, metric = config.neighbors.n_neighbors, geometry.rows, config.neighbors.metric
-    search = rows * (geometry.dims + FEWEST_DIMS) * SEARCH_SECONDS
+    search_seconds = rows * (geometry.dims + EXTRA_DIMS) * SEARCH_SECONDS
     if geometry.columns:
-        search = 0.0
-    elif metric not in EUCLIDEAN_ORDER:  # the metric's own function computes each pair
-        search += rows * min(rows, exact_rows(geometry.dims)) * (PAIR_SECONDS + DIM_SECONDS * geometry.dims)
-    descent = rows * geometry.n_epochs * k * EPOCH_SECONDS
-    return ALL_SECONDS + search * ("neighbors" in stages) + descent * ("layout" in stages)
+        search_seconds = 0.0
+    elif metric not in EUCLIDEAN_ORDER_METRICS:  # the metric's own function computes each pair
+        search_seconds += (
+            rows * min(rows, max_exhaustive_rows(geometry.dims)) * (PAIR_SECONDS + DIM_SECONDS * geometry.dims)
+        )
+    layout_seconds = rows * geometry.n_epochs * k * EPOCH_SECONDS
+    return RUN_SECONDS + search_seconds * ("neighbors" in stages) + layout_seconds * ("layout" in stages)
 
 
 def format_seconds(seconds: float) -> str:
@@ -246,43 +250,43 @@ def format_seconds(seconds: float) -> str:
     return f"{seconds:.2g} s" if seconds < 99 else f"{seconds:.0f} s"
 
 
-def describe(projected: Plan, threads: int) -> str:
+def format_plan(plan: Plan, threads: int) -> str:
     """Format a plan as text, with the time on `threads` threads.
 
     Parameters
     ----------
-    projected : Plan
+    plan : Plan
     threads : int
         Threads of all workers together.
     """
-    geometry = projected.geometry
+    geometry = plan.geometry
     lists_text = f" given with {geometry.columns} neighbors each" if geometry.columns else ""
-    shape = f"{geometry.dims} dims"
-    if geometry.sparse:
-        shape = f"{geometry.source_dims} columns, {geometry.entries} entries each in the mean"
+    shape_text = f"{geometry.dims} dims"
+    if geometry.is_sparse:
+        shape_text = f"{geometry.source_dims} columns, {geometry.entries} entries each in the mean"
     lines = [
-        f"{geometry.rows} rows x {shape}: {geometry.blocks} blocks of {geometry.block_rows} rows, "
+        f"{geometry.rows} rows x {shape_text}: {geometry.blocks} blocks of {geometry.block_rows} rows, "
         f"{geometry.cells} cells of up to {geometry.cell_rows} rows{lists_text}, {geometry.shards} shards of "
         f"{geometry.shard_rows} rows, {geometry.n_epochs} epochs",
         f"{'stage':<10} {'tasks':>7} {'reads':>9} {'writes':>9} {'shuffled':>10} {'written':>10} {'disk':>10} "
         f"{'peak a worker':>14}",
     ]
-    for stage in projected.stages:
+    for stage in plan.stages:
         lines.append(
             f"{stage.name:<10} {stage.tasks:>7} {stage.reads:>9} {stage.writes:>9} "
             f"{format_bytes(stage.shuffled_bytes):>10} {format_bytes(stage.written_bytes):>10} "
             f"{format_bytes(stage.disk_bytes):>10} {format_bytes(stage.peak_bytes):>14}"
         )
-    if projected.inherited:
-        lines.append(f"read through the parent: {', '.join(projected.inherited)}")
+    if plan.inherited:
+        lines.append(f"read through the parent: {', '.join(plan.inherited)}")
     lines.append(
-        f"disk {format_bytes(projected.peak_disk_bytes)} at the most, {format_bytes(projected.final_disk_bytes)} once "
+        f"disk {format_bytes(plan.peak_disk_bytes)} at the most, {format_bytes(plan.final_disk_bytes)} once "
         f"done; workers of "
-        f"{format_bytes(projected.peak_bytes / PAUSE_FRACTION)} or more are needed"
+        f"{format_bytes(plan.peak_bytes / PAUSE_FRACTION)} or more are needed"
     )
-    low, high = map(format_seconds, projected.seconds(threads))
+    shortest, longest = map(format_seconds, plan.seconds(threads))
     lines.append(
-        f"time {low} to {high} on {threads} thread{'s' * (threads > 1)} that are kept busy, by rates measured on "
-        f"processors of 2026; starting workers, and compiling at first, come on top"
+        f"time {shortest} to {longest} on {threads} thread{'s' * (threads > 1)} that are kept busy, by rates measured "
+        f"on processors of 2026; starting workers, and compiling at first, come on top"
     )
     return "\n".join(lines)

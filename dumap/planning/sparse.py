@@ -6,44 +6,46 @@ from typing import NamedTuple
 
 from dumap.kernels.csr import WINDOW_ROWS
 
-SPARSE_LEAVES = 64
+MAX_SPARSE_PROBES = 64
 """Most leaves that a sparse row, which is cheap to compare, probes, and whose cells it joins. If rows have little
 structure, that many are about as near; else most are beyond the margin of stage cells."""
-FEWEST_LEAF_ROWS, LEAF_ROWS = 256, 4096
+MIN_SPARSE_LEAF_ROWS, MAX_SPARSE_LEAF_ROWS = 256, 4096
 """The fewest and the most rows of a leaf of sparse rows. Between them, a row may probe all leaves if they are near."""
 
 
-class Entries(NamedTuple):
+class EntryCounts(NamedTuple):
     """How many entries rows have that are sparse: in all, and the most of `WINDOW_ROWS` rows."""
 
     total: int
-    densest: int
+    densest_window: int
 
 
 def sparse_leaf_rows(rows: int) -> int:
     """Return about how many rows a leaf of sparse rows has: so many that there are three quarters of
-    `SPARSE_LEAVES`, since leaves that would be crowded are split.
+    `MAX_SPARSE_PROBES`, since leaves that would be crowded are split.
     """
-    return max(FEWEST_LEAF_ROWS, min(LEAF_ROWS, 4 * rows // (3 * SPARSE_LEAVES)))
+    return max(MIN_SPARSE_LEAF_ROWS, min(MAX_SPARSE_LEAF_ROWS, 4 * rows // (3 * MAX_SPARSE_PROBES)))
 
 
 def sparse_cell_row_bytes(entries: int, k: int) -> int:
     """Return the bytes of a row of so many entries in a search of k neighbours, as of `cell_row_bytes`."""
-    return 12 * entries + 96 * (k + 1) + 16 * SPARSE_LEAVES + 320
+    return 12 * entries + 96 * (k + 1) + 16 * MAX_SPARSE_PROBES + 320
 
 
-def sparse_block(room: int, rows: int, most_rows: int, numbers: int, densest: int) -> tuple[int, int]:
+def choose_sparse_block(
+    max_bytes: int, rows: int, max_rows: int, values_per_row: int, window_entries: int
+) -> tuple[int, int]:
     """Return the rows of a block of sparse rows, and the most entries that it may have.
 
     Parameters
     ----------
-    room, rows, most_rows : int
+    max_bytes, rows, max_rows : int
         Bytes that a block may have, rows that there are, and rows that a block may have.
-    numbers : int
+    values_per_row : int
         Numbers of 4 bytes of a mean row, with its projection if that is more.
-    densest : int
+    window_entries : int
         Most entries of `WINDOW_ROWS` rows.
     """
-    windows = min(-(-rows // WINDOW_ROWS), most_rows // WINDOW_ROWS, room // (4 * numbers) // WINDOW_ROWS)
-    windows = max(1, min(windows, room // (8 * max(1, densest))))
-    return min(rows, windows * WINDOW_ROWS), windows * densest
+    n_windows = min(-(-rows // WINDOW_ROWS), max_rows // WINDOW_ROWS, max_bytes // (4 * values_per_row) // WINDOW_ROWS)
+    n_windows = max(1, min(n_windows, max_bytes // (8 * max(1, window_entries))))
+    return min(rows, n_windows * WINDOW_ROWS), n_windows * window_entries

@@ -29,7 +29,7 @@ END_READS, END_WRITES = 50, 30
 """Requests of the driver at the end of a run, counted with the last stage: it looks for what can be dropped."""
 MANIFEST_BYTES = 1200
 """Bytes of a manifest (measured)."""
-MOST_SENDERS = 64
+MAX_SENDERS = 64
 """Parts that have something for one receiver: cells or shards that lie beside it (assumed)."""
 LISTED_AT_ONCE = 1000
 """Names of objects that a bucket lists in one request."""
@@ -74,7 +74,7 @@ def indexed(senders: float) -> Step:
 
 def senders_of(count: float) -> float:
     """Return how many of `count` others send something to a receiver."""
-    return min(count, MOST_SENDERS)
+    return min(count, MAX_SENDERS)
 
 
 def cell_pieces(geometry: Geometry, rows: float) -> tuple[float, float]:

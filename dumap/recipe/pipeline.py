@@ -16,7 +16,7 @@ from dumap.engine import Engine, Observer
 from dumap.engine.engine_choice import choose_engine, open_engine
 from dumap.errors import DamageError, DumapError
 from dumap.planning.audits import without_repairs
-from dumap.planning.budget import PAUSE_FRACTION, held_beyond
+from dumap.planning.budget import PAUSE_FRACTION, unprojected_bytes
 from dumap.planning.plan import Plan
 from dumap.recipe.damage import uncommit_part
 from dumap.recipe.digests import check_digests, run_digests
@@ -265,7 +265,9 @@ def _run_stage(recipe: Recipe, stage: Stage, job: Job, engine: Engine, observer:
     seconds = time.monotonic() - start_time
     if name == AUDIT:
         projected = plan_with_facts(recipe, job, engine.worker_memory, repairs=facts["repairs"])
-    projected_bytes = projected.stage(name).process_bytes(engine.worker_threads) + held_beyond(name, engine.held_bytes)
+    projected_bytes = projected.stage(name).process_bytes(engine.worker_threads) + unprojected_bytes(
+        name, engine.held_bytes
+    )
     digest = run_digests(recipe, job)[name]
     with job.run.part(DONE, name) as out:
         out.attributes |= {

@@ -9,13 +9,13 @@ import numpy as np
 from dumap.artifacts.part_names import EMBEDDING
 from dumap.config import Config
 from dumap.errors import ConfigError, InputError
-from dumap.kernels.pairs import SPARSE
+from dumap.kernels.pairs import SPARSE_METRICS
 from dumap.kernels.vectors import BIT_METRICS
 from dumap.planning.audits import loads_pynndescent
 from dumap.planning.budget import interpreter_bytes
 from dumap.planning.geometry import Geometry, make_geometry
-from dumap.planning.plan import Plan, Projection, StagePlan, core_seconds
-from dumap.planning.sparse import Entries
+from dumap.planning.plan import Plan, StagePlan, StageProjection, estimate_core_seconds
+from dumap.planning.sparse import EntryCounts
 from dumap.planning.steps import END_READS, END_WRITES, MANIFEST_BYTES, manifest_bytes, read_requests, write_requests
 from dumap.sources.opening import open_source
 from dumap.sources.spooled import is_spooled
@@ -73,10 +73,10 @@ def geometry_of(config: Config) -> Geometry:
         The input cannot be read or embedded.
     """
     source = open_source(config.input)
-    if source.sparse and config.neighbors.metric not in SPARSE:
+    if source.sparse and config.neighbors.metric not in SPARSE_METRICS:
         raise ConfigError(
             f"neighbors.metric = {config.neighbors.metric} is not computed of sparse rows; allowed are "
-            f"{', '.join(sorted(SPARSE))}: take one of them, or give the rows dense"
+            f"{', '.join(sorted(SPARSE_METRICS))}: take one of them, or give the rows dense"
         )
     if config.neighbors.metric in BIT_METRICS and source.dtype != np.uint8:
         raise InputError(
@@ -85,13 +85,13 @@ def geometry_of(config: Config) -> Geometry:
         )
     path = config.neighbors.precomputed
     precomputed = None if path is None else Precomputed(path, source.rows)
-    entries = Entries(source.entries, source.densest) if source.sparse else None
+    entries = EntryCounts(source.entries, source.densest) if source.sparse else None
     shape = (source.rows, source.dims, source.dtype.itemsize, source.chunk_rows)
     return make_geometry(config, *shape, precomputed, entries)
 
 
 def temporary_bytes(
-    stage: Stage, projection: Projection, recipe: Recipe, keep: str
+    stage: Stage, projection: StageProjection, recipe: Recipe, keep: str
 ) -> tuple[tuple[int, frozenset[str]], ...]:
     """Return the bytes of a stage that are deleted, each with the stages that must be done first: see `keep.py`."""
     if keep == "all":
@@ -137,4 +137,4 @@ def make_plan(config: Config, geometry: Geometry, worker_memory: int = 0, recipe
                 temporary=deleted_bytes,
             )
         )
-    return Plan(geometry, tuple(stages), core_seconds(config, geometry, {stage.name for stage in recipe}))
+    return Plan(geometry, tuple(stages), estimate_core_seconds(config, geometry, {stage.name for stage in recipe}))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dumap.config.metrics import DISCONNECTION_DISTANCES
-from dumap.kernels.graph import memberships
+from dumap.kernels.graph import compute_memberships
 
 if TYPE_CHECKING:
     from dumap.show.result import Result
@@ -81,7 +81,9 @@ class FittedAttributes:
         max_distance = DISCONNECTION_DISTANCES.get(metric, math.inf) if max_distance is None else max_distance
         is_connected = np.isfinite(distances) & (distances < max_distance)
         mean_distance = distances[is_connected].sum(dtype=np.float64) / (len(distances) + is_connected.sum())
-        return memberships(indices, distances, float(mean_distance), settings["local_connectivity"], max_distance)[:2]
+        return compute_memberships(
+            indices, distances, float(mean_distance), settings["local_connectivity"], max_distance
+        )[:2]
 
     @property
     def _rhos(self) -> np.ndarray:

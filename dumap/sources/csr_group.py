@@ -11,7 +11,7 @@ import numpy as np
 from scipy.sparse import csr_matrix
 
 from dumap.errors import InputError
-from dumap.kernels.csr import MAX_COLUMNS, canonical, densest_window, entry_dtype
+from dumap.kernels.csr import INT32_MAX, canonical_rows, entry_dtype, max_window_entries
 from dumap.sources.zarr_array import Input, stamped
 from dumap.store import (
     CsrGroup,
@@ -88,8 +88,8 @@ class CsrInput:
         for name in ("indices", "indptr"):
             if dtypes[name].kind not in "iu":
                 raise InputError(f"{self.where}: {name!r} has dtype {dtypes[name]}; allowed are integers")
-        if group.shape[1] > MAX_COLUMNS:
-            raise InputError(f"{self.where} has {group.shape[1]} columns; allowed are {MAX_COLUMNS} at the most")
+        if group.shape[1] > INT32_MAX:
+            raise InputError(f"{self.where} has {group.shape[1]} columns; allowed are {INT32_MAX} at the most")
 
     def _bounds(self, start: int, stop: int) -> np.ndarray:
         """Read and check the bounds of the entries of rows [start, stop), (n + 1,) int64."""
@@ -118,7 +118,7 @@ class CsrInput:
             raise InputError(f"{self.where}: {what} ({describe_error(error)})") from error
 
     def read(self, start: int, stop: int) -> csr_matrix:
-        """Read rows [start, stop) in the form of `kernels.csr.canonical`.
+        """Read rows [start, stop) in the form of `kernels.csr.canonical_rows`.
 
         Raises
         ------
@@ -135,12 +135,12 @@ class CsrInput:
                 f"{self.where}: row {row} has an entry in column {columns[first]}, of {self.dims}: 'indices' is "
                 f"damaged; write the matrix anew"
             )
-        return canonical(self._numbers("data", low, high), columns, bounds - low, self.dims)
+        return canonical_rows(self._numbers("data", low, high), columns, bounds - low, self.dims)
 
     @cached_property
     def densest(self) -> int:
         """See `Source`."""
-        return densest_window(self.counts())
+        return max_window_entries(self.counts())
 
     def counts(self) -> Iterator[np.ndarray]:
         """Yield how many entries each row has, some rows at a time."""

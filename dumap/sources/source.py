@@ -22,7 +22,7 @@ class Source(Protocol):
     chunk_rows : int
         The least rows that are decoded at once.
     sparse : bool
-        Rows are read as a scipy.sparse.csr_matrix: see `dumap.kernels.csr.canonical`.
+        Rows are read as a scipy.sparse.csr_matrix: see `dumap.kernels.csr.canonical_rows`.
     entries, densest : int
         For sparse rows, the number of all entries or an upper bound of it, and the most entries of
         `kernels.csr.WINDOW_ROWS` rows. 0 for other rows.

@@ -11,7 +11,7 @@ import numpy as np
 from scipy.sparse import csr_matrix, issparse
 
 from dumap.errors import InputError
-from dumap.kernels.csr import MAX_COLUMNS, WINDOW_ROWS, canonical, densest_window, entry_dtype
+from dumap.kernels.csr import INT32_MAX, WINDOW_ROWS, canonical_rows, entry_dtype, max_window_entries
 from dumap.sources.arrays import ArrayRows
 from dumap.sources.spooled import PART_BYTES, sparse_row_bytes
 
@@ -40,10 +40,10 @@ class SparseObjectRows(ArrayRows):
         self, kind: str, shape: tuple[int, ...], dtype: np.dtype, bounds: np.ndarray, get: Callable[[int, int], Any]
     ) -> None:
         super().__init__(kind, shape, entry_dtype(dtype), get)
-        if self.dims > MAX_COLUMNS:
-            raise InputError(f"the {kind} has {self.dims} columns; allowed are {MAX_COLUMNS} at the most")
+        if self.dims > INT32_MAX:
+            raise InputError(f"the {kind} has {self.dims} columns; allowed are {INT32_MAX} at the most")
         counts = np.diff(bounds).astype(np.int64)
-        self.entries, self.densest = int(counts.sum()), densest_window([counts])
+        self.entries, self.densest = int(counts.sum()), max_window_entries([counts])
 
     def read(self, start: int, stop: int) -> Any:
         """Return rows [start, stop) as a canonical csr_matrix."""
@@ -53,7 +53,7 @@ class SparseObjectRows(ArrayRows):
         bad = len(found.indices) and not (found.indices.min() >= 0 and found.indices.max() < self.dims)
         if bad or (np.diff(found.indptr) < 0).any():
             raise InputError(f"the {self.kind}, rows {start} to {stop}: its indices are damaged; make it anew")
-        return canonical(found.data.copy(), found.indices.copy(), found.indptr.astype(np.int64), self.dims)
+        return canonical_rows(found.data.copy(), found.indices.copy(), found.indptr.astype(np.int64), self.dims)
 
     @property
     def task_bytes(self) -> int:

@@ -13,7 +13,7 @@ import numpy as np
 from scipy.sparse import vstack
 
 from dumap.errors import InputError
-from dumap.kernels.csr import densest_window
+from dumap.kernels.csr import max_window_entries
 from dumap.sources.csr_group import CsrInput, open_array
 from dumap.sources.zarr_array import Input
 from dumap.store import MissingChunks
@@ -70,7 +70,7 @@ class Stores:
     @property
     def densest(self) -> int:
         """As of `Source`."""
-        return densest_window(
+        return max_window_entries(
             counts for store in self.stores if isinstance(store, CsrInput) for counts in store.counts()
         )
 

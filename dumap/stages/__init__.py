@@ -19,8 +19,8 @@ from dumap.artifacts.part_names import part_names, parts_to_sum
 from dumap.compiled import patch_numba_cache
 from dumap.config import Config
 from dumap.planning.budget import check_task
-from dumap.planning.geometry import Geometry, shard_rows_of
-from dumap.planning.plan import Plan, Projection
+from dumap.planning.geometry import Geometry, max_shard_rows
+from dumap.planning.plan import Plan, StageProjection
 from dumap.store import Run
 
 Task = Callable[..., None]
@@ -137,7 +137,7 @@ class Stage:
     reads: tuple[str, ...]
     writes: tuple[str, ...]
     run: Callable[[Context], dict]
-    project: Callable[[Geometry, Config, int], Projection]
+    project: Callable[[Geometry, Config, int], StageProjection]
     temporary_kinds: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     version: int = 1
     writes_results: bool = False
@@ -150,7 +150,7 @@ DERIVED_SETTINGS: dict[str, Callable[[Config], Any]] = {
     "neighbors.width": lambda config: config.neighbors.search_k + 1,
     "layout.seed": lambda config: config.layout_seed,
     "neighbors.precomputed": lambda config: config.neighbors.precomputed is not None,
-    "graph.shard_rows": shard_rows_of,
+    "graph.shard_rows": max_shard_rows,
 }
 """Settings for which a digest uses a derived value. A null is replaced by the setting whose value it stands for. Given
 neighbours count by whether there are any, since their content has a fingerprint. A shard has no more rows than memory

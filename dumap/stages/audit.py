@@ -29,14 +29,14 @@ from dumap.kernels import audit, quality, vectors
 from dumap.planning.audits import (
     SENT_ROWS,
     audit_bytes,
-    audits,
+    max_audits,
     queries_at_once,
     repair_bytes,
     repair_waves,
     sent_row_bytes,
 )
 from dumap.planning.geometry import Geometry
-from dumap.planning.plan import Projection
+from dumap.planning.plan import StageProjection
 from dumap.planning.steps import Step, summed_steps
 from dumap.stages import Context, Stage
 from dumap.stages.distances import (
@@ -57,7 +57,7 @@ def collect_queries(job: Job, part: str) -> None:
     """Collect the queries of one audit: their rows, vectors, positions and lists."""
     store, geometry, number = job.run, job.geometry, number_of(part)
     lists = NeighborLists(store, number)
-    among, step = count_distinct_rows(job), queries_at_once(job.config, geometry.row_numbers)
+    among, step = count_distinct_rows(job), queries_at_once(job.config, geometry.values_per_row)
     rows, positions, groups = [np.empty(0, np.int64)], [np.empty(0, np.int64)], 0
     waiting = empty_rows(job)
     with store.part(AUDIT, part) as out:
@@ -66,7 +66,7 @@ def collect_queries(job: Job, part: str) -> None:
             chosen = is_query(job, row, number, among)
             if chosen.any():
                 rows.append(row[chosen])
-                positions.append(lists.table.positions(store, block)[rows[-1] - geometry.block(block)[0]])
+                positions.append(lists.table.positions(store, block)[rows[-1] - geometry.rows_of_block(block)[0]])
                 waiting = join_rows([waiting, job.as_compared(read_rows(job, VECTORS, name, "query")[chosen])])
             while waiting.shape[0] >= step:
                 write_rows(out, f"vectors-{groups}", waiting[:step])
@@ -97,12 +97,15 @@ def search_blocks(job: Job, part: str, number: int) -> None:
     k = max(MAP_NEIGHBORS, job.config.neighbors.search_k)
     ids, distances = np.full((len(queried), k), -1, np.int64), np.full((len(queried), k), np.inf, np.float32)
     listed_distances = np.full(listed.shape, np.inf, np.float32)
-    for block in range(*job.geometry.group(number_of(part))):
+    for block in range(*job.geometry.blocks_of_group(number_of(part))):
         positions = CellTable(store).positions(store, block)
-        x, columns = job.as_compared(job.input.read(*job.geometry.block(block))), find_columns(positions, listed)
+        x, columns = (
+            job.as_compared(job.input.read(*job.geometry.rows_of_block(block))),
+            find_columns(positions, listed),
+        )
         for group, queries in query_groups(job, number, np.arange(len(queried))):
             found = ids[group], distances[group]
-            if job.config.neighbors.metric in vectors.EUCLIDEAN_ORDER and not job.geometry.sparse:
+            if job.config.neighbors.metric in vectors.EUCLIDEAN_ORDER_METRICS and not job.geometry.is_sparse:
                 search = make_exact_search(job, queries)
                 for tile, mapped in euclidean_tiles(job, queries, x):
                     search.keep_nearest(mapped, positions[tile], queried[group], *found)
@@ -150,9 +153,9 @@ def tie_distances(job: Job, farthest: np.ndarray, queries: Any) -> np.ndarray:
     neighbour.
     """
     metric, farthest = job.config.neighbors.metric, farthest.astype(np.float64)
-    if metric not in vectors.EUCLIDEAN_ORDER:
+    if metric not in vectors.EUCLIDEAN_ORDER_METRICS:
         return farthest * (1 + RELATIVE_TOLERANCE)
-    if job.geometry.sparse:
+    if job.geometry.is_sparse:
         return farthest * (1 + 2 * RELATIVE_TOLERANCE) + ROUNDING_ERROR
     x = vectors.to_euclidean(queries, metric)
     lengths = np.einsum("ij,ij->i", x, x, dtype=np.float64)
@@ -179,7 +182,7 @@ def report_recall(job: Job, part: str) -> None:
         out.write("recall", recall.astype(np.float32))
         out.attributes["queries"] = len(rows)
         if len(rows):
-            low, high = audit.interval(recall, table.rows)
+            low, high = audit.confidence_interval(recall, table.rows)
             out.attributes |= {
                 "recall": float(recall.mean()),
                 "recall_low": low,
@@ -242,7 +245,7 @@ def audit_steps(geometry: Geometry, config: Config, queries: int) -> tuple[Step,
         geometry.group_blocks,
         min(geometry.cells, queries),
     )
-    query_parts = -(-queries // queries_at_once(config, geometry.row_numbers))
+    query_parts = -(-queries // queries_at_once(config, geometry.values_per_row))
     return (
         Step(1, blocks + groups + asked + 2, 3 * blocks + asked + 1),
         Step(groups, 4, 3 + grouped * (1 + query_parts), grouped),
@@ -251,19 +254,19 @@ def audit_steps(geometry: Geometry, config: Config, queries: int) -> tuple[Step,
     )
 
 
-def project(geometry: Geometry, config: Config, worker_memory: int) -> Projection:
+def project(geometry: Geometry, config: Config, worker_memory: int) -> StageProjection:
     """Project what the stage will take with the most repairs that are allowed."""
     k, index, rows = config.neighbors.search_k, geometry.index_dtype.itemsize, geometry.rows
-    queries, times = min(config.audit.queries, rows), audits(config)
+    queries, times = min(config.audit.queries, rows), max_audits(config)
     repairs = times - 1
     sent = SENT_ROWS * rows * sent_row_bytes(config, geometry)
     halo = sent // repair_waves(config, geometry, SENT_ROWS)  # of one wave at a time
     offers, lists = (SENT_ROWS + 1) * rows * k * (index + 4), rows * k * (index + 5)
-    query_bytes = queries * (geometry.row_numbers * 4 + 8 * k + 24)
+    query_bytes = queries * (geometry.values_per_row * 4 + 8 * k + 24)
     exact_bytes = queries * (2 * geometry.groups + 1) * (max(k, MAP_NEIGHBORS) * 12 + k * 4)
     searched = times * (rows * (geometry.source_row_bytes + index) + 2 * exact_bytes + geometry.groups * query_bytes)
     home = rows * (geometry.row_bytes + 3 * k * (index + 4))
-    return Projection(
+    return StageProjection(
         steps=audit_steps(geometry, config, queries) * times + repair_steps(geometry, config) * repairs,
         shuffled_bytes=searched + repairs * (sent + offers + 2 * home),
         disk_bytes=times * (exact_bytes + query_bytes) + repairs * lists + (halo + offers if repairs else 0),

@@ -24,8 +24,8 @@ from dumap.config import Config
 from dumap.kernels import cells, tree, vectors
 from dumap.planning.budget import axes_bytes, sparse_block_bytes
 from dumap.planning.geometry import Geometry
-from dumap.planning.plan import Projection
-from dumap.planning.sparse import SPARSE_LEAVES
+from dumap.planning.plan import StageProjection
+from dumap.planning.sparse import MAX_SPARSE_PROBES
 from dumap.planning.steps import Step, summed_steps
 from dumap.stages import Context, Stage
 from dumap.stages.sorting import (
@@ -46,8 +46,8 @@ from dumap.store import Part
 TABULATION_BYTES, TABLE_BYTES, OFFSETS_PER_RANGE = 64, 36, 256
 """Bytes of a cell and a group while they are tabulated, and on disk; and cells of a range of their counts."""
 LEAF_MARGIN = 2**0.5
-"""Leaves farther than this many times the nearest leaf are left out, except the nearest three (`tree.UNCONDITIONAL`).
-In data of low dimension, this leaves out most leaves."""
+"""Leaves farther than this many times the nearest leaf are left out, except the nearest three
+(`tree.ALWAYS_KEPT_LEAVES`). In data of low dimension, this leaves out most leaves."""
 
 
 def grow_tree(job: Job, part: str) -> None:
@@ -55,7 +55,7 @@ def grow_tree(job: Job, part: str) -> None:
     store, geometry = job.run, job.geometry
     sample = vectors.to_euclidean(read_sample(job), job.tree_metric)
     n_leaves = -(-geometry.leaves * count_distinct_rows(job) // geometry.rows)
-    grown = tree.grow(sample, n_leaves, job.config.seed)
+    grown = tree.grow_tree(sample, n_leaves, job.config.seed)
     with store.part(CELLS, part) as out:
         out.write("groups", grown.groups)
         out.write("offsets", grown.offsets)
@@ -68,7 +68,7 @@ def grow_tree(job: Job, part: str) -> None:
 def find_leaves(job: Job, part: str) -> None:
     """Find the nearest leaves of each row of a block; count the rows of each leaf."""
     store, block = job.run, number_of(part)
-    rows = job.input.read(*job.geometry.block(block))
+    rows = job.input.read(*job.geometry.rows_of_block(block))
     x = vectors.to_euclidean(job.as_embedded(rows), job.tree_metric)
     dropped = is_left_out(job, block)
     x[dropped] = 0
@@ -78,7 +78,7 @@ def find_leaves(job: Job, part: str) -> None:
     with store.part(CELLS, part) as out:
         out.write("near", near)
         loads = value_counts(near[~dropped, 0])
-        if job.geometry.sparse:
+        if job.geometry.is_sparse:
             entries = np.diff(rows.indptr)
             out.write("entries", entries)
             of_leaves = np.bincount(near[~dropped, 0], entries[~dropped]).astype(np.int64)
@@ -88,7 +88,7 @@ def find_leaves(job: Job, part: str) -> None:
 
 def _sum_leaf_counts(job: Job, names: list[str]) -> np.ndarray:
     """Add up the rows of each leaf that parts have counted, and the entries of sparse rows, (1 or 2, leaves) int64."""
-    loads = np.zeros((1 + job.geometry.sparse, job.run.summary(CELLS, "tree")["leaves"]), np.int64)
+    loads = np.zeros((1 + job.geometry.is_sparse, job.run.summary(CELLS, "tree")["leaves"]), np.int64)
     for loads_of in job.run.read_each(CELLS, [(name, "loads", 0, None) for name in names]):
         loads[:, loads_of[:, 0]] += loads_of[:, 1:].T
     return loads
@@ -124,13 +124,15 @@ def assign_group(job: Job, part: str) -> None:
     store, group = job.run, number_of(part)
     count = store.summary(CELLS, "packing")["cells"]
     row_cells, _ = find_cells(job, group)
-    priorities, priority_count = cells.guest_priorities(row_cells, job.geometry.group_span(group)[0], job.config.seed)
+    priorities, priority_count = cells.guest_priorities(
+        row_cells, job.geometry.rows_of_group(group)[0], job.config.seed
+    )
     guest = (row_cells >= 0) & (priorities >= 0)
     with store.part(CELLS, part) as out:
         out.write("home", row_cells[:, 0])
         out.write("home_firsts", cell_offsets(row_cells[:, 0], count), OFFSETS_PER_RANGE)
         out.write("guest_firsts", cell_offsets(row_cells[:, 1:], count), OFFSETS_PER_RANGE)
-        if job.geometry.sparse:
+        if job.geometry.is_sparse:
             entries = read_entry_counts(job, group)
             out.write("home_entries", sum_entries_by_cell(row_cells[:, :1], entries, count))
             out.write("guest_entries", sum_entries_by_cell(row_cells[:, 1:], entries, count))
@@ -179,7 +181,7 @@ def count_admitted_guests(job: Job, part: str) -> None:
     row_cells, _ = find_admitting_cells(job, group)
     with job.run.part(CELLS, part) as out:
         out.write("guest_firsts", cell_offsets(row_cells[:, 1:], count), OFFSETS_PER_RANGE)
-        if job.geometry.sparse:
+        if job.geometry.is_sparse:
             out.write("guest_entries", sum_entries_by_cell(row_cells[:, 1:], read_entry_counts(job, group), count))
 
 
@@ -210,7 +212,7 @@ def tabulate_cells(job: Job, part: str) -> None:
         out.write("guests", guests, 1)
         out.write("starts", np.cumsum(homes, axis=0) - homes + offsets[first:last], 1)
         out.attributes |= {"stored_rows": int(load.sum()), "largest": int(load.max()), "smallest": int(load.min())}
-        if job.geometry.sparse:
+        if job.geometry.is_sparse:
             kinds = ("assign", "home_entries"), ("counted" if limits["turned_away"] else "assign", "guest_entries")
             write_entry_counts(job, out, [sum_entry_counts(job, *kind, first, last) for kind in kinds], of_homes)
 
@@ -258,7 +260,7 @@ def finish_table(job: Job, part: str) -> None:
             **{
                 name: combine(facts[name] for facts in summaries)
                 for name, combine in ENTRY_FACTS.items()
-                if geometry.sparse
+                if geometry.is_sparse
             },
             "cut": [geometry.block_rows, geometry.group_blocks, cells_per_part(job)],
         }
@@ -286,7 +288,7 @@ def run(context: Context) -> dict:
 
 def steps_of(geometry: Geometry, config: Config) -> tuple[Step, ...]:
     """Return the steps of the stage."""
-    blocks, groups, grouped, sparse = geometry.blocks, geometry.groups, geometry.group_blocks, geometry.sparse
+    blocks, groups, grouped, sparse = geometry.blocks, geometry.groups, geometry.group_blocks, geometry.is_sparse
     tables = math.ceil(geometry.cells * groups * TABULATION_BYTES / (config.task_memory // 4))
     routed = Step(groups, grouped + 3, grouped * (1 + sparse) + 3)
     return (
@@ -303,21 +305,21 @@ def steps_of(geometry: Geometry, config: Config) -> tuple[Step, ...]:
     )
 
 
-def project(geometry: Geometry, config: Config, worker_memory: int) -> Projection:
+def project(geometry: Geometry, config: Config, worker_memory: int) -> StageProjection:
     """Project what the stage will take."""
     rows, block, index = geometry.rows, geometry.block_rows * geometry.dims, geometry.index_dtype.itemsize
     sample, sorted_bytes = geometry.sample_rows * geometry.dims * 4, sorted_row_bytes(geometry) * rows
     table = geometry.groups * geometry.cells * TABLE_BYTES
     leaves, priorities = geometry.leaves * 48, geometry.cells * 256 * 24
     block_bytes = block * (2 * geometry.itemsize + 12)
-    if geometry.sparse:
-        block_bytes = sparse_block_bytes(geometry) + block * 20 + geometry.block_rows * 16 * SPARSE_LEAVES
+    if geometry.is_sparse:
+        block_bytes = sparse_block_bytes(geometry) + block * 20 + geometry.block_rows * 16 * MAX_SPARSE_PROBES
     near, counts = (
         rows * 4 * ranked_leaves(geometry),
         rows * 4 + min(geometry.groups * (priorities // 24), rows * 4) * 16,
     )
     read = 2 * rows * geometry.source_row_bytes + sample + 3 * near + 2 * counts + 3 * table + rows * (index + 2)
-    return Projection(
+    return StageProjection(
         steps=steps_of(geometry, config),
         shuffled_bytes=read,
         disk_bytes=sorted_bytes + near + counts + table + rows * (index + 1),

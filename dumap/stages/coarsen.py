@@ -23,7 +23,7 @@ from dumap.config import Config
 from dumap.kernels import coarse, start
 from dumap.planning.budget import coarse_rows, start_bytes
 from dumap.planning.geometry import Geometry
-from dumap.planning.plan import Projection
+from dumap.planning.plan import StageProjection
 from dumap.planning.steps import Step, senders_of
 from dumap.stages import Context, Stage
 from dumap.stages.passes import GraphPass, pass_ranges, pass_steps
@@ -70,7 +70,9 @@ def spread_labels(job: Job, part: str, lowest: bool) -> None:
             edges = read_unlabelled(job.run, graph, number - 1, shard, labels)
             positions, labels_of_rows = graph.shards.row_range(shard)[0] + edges.rows, labels[edges.rows]
             if lowest:
-                counts = start.label_lowest(edges.indptr, edges.tails, positions, labels_of_rows, job.config.seed)
+                counts = start.label_lowest_hashes(
+                    edges.indptr, edges.tails, positions, labels_of_rows, job.config.seed
+                )
             else:
                 ends = graph_pass.read_tail_labels(edges.indptr, edges.tails)
                 counts = start.spread_labels(edges.indptr, edges.weights, ends, positions, labels_of_rows)
@@ -87,7 +89,7 @@ def sum_by_label(job: Job, part: str) -> None:
     number, shard, _ = Checkpoints.parse_piece_name(part)
     graph_pass, (indptr, tails, weights) = GraphPass(job, labels_reader(job, graph, number)), graph.read(shard)
     labels = graph_pass.read_page(shard)
-    pairs, sums = coarse.coarse_edges(indptr, weights, labels, graph_pass.read_tail_labels(indptr, tails), count)
+    pairs, sums = coarse.sum_edges_by_label(indptr, weights, labels, graph_pass.read_tail_labels(indptr, tails), count)
     with job.run.part(COARSEN, part) as out:
         out.write("pairs", pairs)
         out.write("sums", sums)
@@ -109,7 +111,7 @@ def merge_edges(job: Job, part: str, names: list[str]) -> None:
             np.concatenate([store.read(COARSEN, name, array, a, b) for name, a, b in spans if b > a] or [sums[0]])
             for array in ("pairs", "sums")
         ]
-        more = coarse.strongest(*coarse.add_pairs(*arrays), count, coarse.most_edges(count))
+        more = coarse.keep_strongest(*coarse.sum_equal_pairs(*arrays), count, coarse.max_row_edges(count))
         pairs.append(more[0])
         sums.append(more[1])
     for name in names:
@@ -167,16 +169,16 @@ def label_passes(rows: int) -> int:
     return 2 + math.ceil(math.log(rows / coarse_rows(rows), 4))
 
 
-def project(geometry: Geometry, config: Config, worker_memory: int) -> Projection:
+def project(geometry: Geometry, config: Config, worker_memory: int) -> StageProjection:
     """Project what the stage will take."""
     edges, index = 2 * config.neighbors.graph_k * geometry.rows, geometry.index_dtype.itemsize
     if config.start.init != "spectral":
-        return Projection((), 0, 0, 0)
+        return StageProjection((), 0, 0, 0)
     count, pages, passes = coarse_rows(geometry.rows), senders_of(geometry.shards), label_passes(geometry.rows)
     kept = (
-        16 * min(edges, count * coarse.most_edges(count)) + 8 * count
+        16 * min(edges, count * coarse.max_row_edges(count)) + 8 * count
     )  # the edges and the row sizes of the coarse graph
-    return Projection(
+    return StageProjection(
         steps=(
             Step(1, 1),
             *pass_steps(geometry, passes),

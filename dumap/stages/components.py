@@ -24,7 +24,7 @@ def number_pieces(job: Job, part: str) -> None:
     shard, whole = number_of(part), Graph(job.run)
     first, stop = whole.shards.row_range(shard)
     indptr, tails = (job.run.read(GRAPH, whole.names[shard], array) for array in ("indptr", "tails"))
-    labels = graph.pieces(indptr, np.where((tails >= first) & (tails < stop), tails - first, -1))
+    labels = graph.find_components(indptr, np.where((tails >= first) & (tails < stop), tails - first, -1))
     count, later = int(labels.max(initial=-1)) + 1, tails >= stop
     heads = np.repeat(labels, np.diff(indptr))[later].astype(np.int64)
     pairs = np.unique(tails[later].astype(np.int64) * count + heads)  # the other direction is the later shard's
@@ -71,7 +71,7 @@ def reduce_joined_pieces(job: Job, part: str) -> None:
     for shard, triples in enumerate(job.run.read_each(GRAPH, [(name, "pairs", 0, None) for name in names]), first):
         pairs.append(np.stack([offsets[shard] + triples[:, 0], offsets[triples[:, 1]] + triples[:, 2]], axis=1))
     with job.run.part(GRAPH, part) as out:
-        out.write("pairs", graph.forest(np.concatenate(pairs)))
+        out.write("pairs", graph.spanning_forest(np.concatenate(pairs)))
 
 
 def measure_components(job: Job, part: str) -> None:
@@ -83,7 +83,7 @@ def measure_components(job: Job, part: str) -> None:
     if not is_bound and len(names) > 1:
         ranges = [(name, "pairs", 0, None) for name in range_names("forest", len(names))]
         pairs = np.concatenate(list(store.read_each(GRAPH, ranges)))
-        sizes = graph.joined_sizes(pairs, sizes)
+        sizes = graph.component_sizes(pairs, sizes)
     with store.part(GRAPH, part) as out:
         out.attributes |= {
             "components": len(sizes),

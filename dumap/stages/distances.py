@@ -15,13 +15,13 @@ from dumap.kernels import neighbors as search
 from dumap.kernels import pairs, quality, vectors
 from dumap.kernels.exact import ExactSearch
 from dumap.kernels.threads import one_thread
-from dumap.planning.audits import TILE_BYTES
+from dumap.planning.audits import DISTANCE_TILE_BYTES
 
 
 def metric_arguments(job: Job) -> dict:
     """Return the metric's arguments, in the order in which the metric takes them."""
     settings = job.config.neighbors
-    if settings.metric in vectors.EUCLIDEAN_ORDER:
+    if settings.metric in vectors.EUCLIDEAN_ORDER_METRICS:
         return {}
     return ordered_arguments(settings.metric, settings.metric_kwds, job.geometry.dims)
 
@@ -44,14 +44,14 @@ def metric_errors(job: Job) -> Iterator[None]:
 
 
 def make_exact_search(job: Job, queries: np.ndarray) -> ExactSearch:
-    """Return a search for the queries' exact neighbours, for metrics of `EUCLIDEAN_ORDER`."""
+    """Return a search for the queries' exact neighbours, for metrics of `EUCLIDEAN_ORDER_METRICS`."""
     metric = job.config.neighbors.metric
-    return ExactSearch(vectors.to_euclidean(queries, metric), metric in vectors.ANGULAR)
+    return ExactSearch(vectors.to_euclidean(queries, metric), metric in vectors.ANGULAR_METRICS)
 
 
 def euclidean_tiles(job: Job, queries: np.ndarray, x: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
     """Yield slices of rows `x` with the rows after `to_euclidean`: as many as queries are compared with at once."""
-    step = max(1, TILE_BYTES // (8 * max(1, len(queries), x.shape[1])))
+    step = max(1, DISTANCE_TILE_BYTES // (8 * max(1, len(queries), x.shape[1])))
     for low in range(0, len(x), step):
         tile = slice(low, min(len(x), low + step))
         with np.errstate(invalid="ignore"):  # rows that are not finite
@@ -67,21 +67,21 @@ def columns_in_tile(columns: np.ndarray, tile: slice) -> np.ndarray:
 def distances_by_tile(job: Job, queries: Any, x: Any) -> Iterator[tuple[slice, np.ndarray]]:
     """Yield slices of rows `x` with the queries' distances to them, float32 (queries, n).
 
-    For metrics of `EUCLIDEAN_ORDER` the distances are squared Euclidean distances after `to_euclidean`. Queries and
-    rows come from `Job.as_compared`.
+    For metrics of `EUCLIDEAN_ORDER_METRICS` the distances are squared Euclidean distances after `to_euclidean`. Queries
+    and rows come from `Job.as_compared`.
     """
     metric = job.config.neighbors.metric
-    step = max(1, TILE_BYTES // (8 * max(1, queries.shape[0], job.geometry.row_numbers)))
-    if job.geometry.sparse:
+    step = max(1, DISTANCE_TILE_BYTES // (8 * max(1, queries.shape[0], job.geometry.values_per_row)))
+    if job.geometry.is_sparse:
         for low in range(0, x.shape[0], step):
             tile = x[low : low + step]
-            yield slice(low, low + tile.shape[0]), pairs.all_distances(queries, tile, metric)
+            yield slice(low, low + tile.shape[0]), pairs.squared_distance_matrix(queries, tile, metric)
         return
-    if metric in vectors.EUCLIDEAN_ORDER:
+    if metric in vectors.EUCLIDEAN_ORDER_METRICS:
         queries = vectors.to_euclidean(queries, metric).astype(np.float64)
         for tile, mapped in euclidean_tiles(job, queries, x):
             with one_thread(), np.errstate(invalid="ignore"):
-                d = quality.squared_distances(queries, mapped.astype(np.float64), metric in vectors.ANGULAR)
+                d = quality.squared_distances(queries, mapped.astype(np.float64), metric in vectors.ANGULAR_METRICS)
             yield tile, d.astype(np.float32)
         return
     for low in range(0, len(x), step):
@@ -89,7 +89,7 @@ def distances_by_tile(job: Job, queries: Any, x: Any) -> Iterator[tuple[slice, n
         out = np.empty((len(queries), len(rows)), np.float32)
         arguments = tuple(metric_arguments(job).values())
         with metric_errors(job):
-            quality.metric_distances(queries, rows, search.distance_function(metric), arguments, out)
+            quality.write_metric_distances(queries, rows, search.distance_function(metric), arguments, out)
         yield slice(low, low + len(rows)), out
 
 

@@ -12,7 +12,7 @@ from dumap.artifacts.part_names import CELLS, EMBEDDING, GRAPH, LAYOUT, VECTORS,
 from dumap.artifacts.vectors import DROPPED, DUPLICATE, ISOLATED, read_duplicates, read_repeated_rows
 from dumap.config import Config
 from dumap.planning.geometry import Geometry
-from dumap.planning.plan import Projection
+from dumap.planning.plan import StageProjection
 from dumap.planning.steps import Step
 from dumap.stages import Context, Stage
 
@@ -21,7 +21,7 @@ def read_positions_and_status(job: Job, table: CellTable, start: int, stop: int)
     """Return the positions and the status of the input's rows [start, stop)."""
     geometry, positions, status = job.geometry, [], []
     for block in range(start // geometry.block_rows, -(-stop // geometry.block_rows)):
-        low, high = geometry.block(block)
+        low, high = geometry.rows_of_block(block)
         rows = slice(max(start, low) - low, min(stop, high) - low)
         positions.append(table.positions(job.run, block)[rows])
         status.append(table.status(block)[rows])
@@ -36,7 +36,7 @@ def set_duplicate_positions(job: Job, positions: np.ndarray, start: int) -> np.n
     duplicates, firsts = [], []
     for block in range(start // geometry.block_rows, -(-stop // geometry.block_rows)):
         local, first = read_duplicates(job.run, block)
-        rows = local + geometry.block(block)[0] - start
+        rows = local + geometry.rows_of_block(block)[0] - start
         inside = (rows >= 0) & (rows < len(positions))
         duplicates.append(rows[inside])
         firsts.append(first[inside])
@@ -44,7 +44,7 @@ def set_duplicate_positions(job: Job, positions: np.ndarray, start: int) -> np.n
     first_blocks = first // geometry.block_rows
     for block in np.unique(first_blocks).tolist():
         repeated, _ = read_repeated_rows(job.run, block)
-        at = np.searchsorted(repeated, first[first_blocks == block] - geometry.block(block)[0])
+        at = np.searchsorted(repeated, first[first_blocks == block] - geometry.rows_of_block(block)[0])
         positions[duplicate[first_blocks == block]] = read_repeated_positions(job.run, block)[at]
     return duplicate
 
@@ -79,10 +79,10 @@ def run(context: Context) -> dict:
     return {"nonfinite": sum_fact(context.run, EMBEDDING, parts, "nonfinite")}
 
 
-def project(geometry: Geometry, config: Config, worker_memory: int) -> Projection:
+def project(geometry: Geometry, config: Config, worker_memory: int) -> StageProjection:
     """Project what the stage will take."""
     n_components, blocks = config.layout.n_components, geometry.blocks / geometry.outputs + 1
-    return Projection(
+    return StageProjection(
         steps=(Step(geometry.outputs, blocks + 2 * geometry.shards + 12, 2 * blocks + 2 * geometry.shards + 1),),
         shuffled_bytes=geometry.rows * (9 + 4 * n_components * geometry.outputs),
         disk_bytes=geometry.rows * (4 * n_components + 1),

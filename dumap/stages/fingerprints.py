@@ -14,22 +14,22 @@ from dumap.kernels import csr, hashing
 def hash_rows(block: Any, second: bool = False) -> np.ndarray:
     """Hash each row of a block, (rows,) uint64."""
     if issparse(block):
-        return csr.row_hashes(block, second)
-    return hashing.row_hashes(block.view(f"u{block.dtype.itemsize}"), second)
+        return csr.hash_rows(block, second)
+    return hashing.hash_rows(block.view(f"u{block.dtype.itemsize}"), second)
 
 
 def fingerprint_input(job: Job) -> str:
     """Fingerprint the present input, block by block, in this process."""
-    spans = (job.geometry.block(number) for number in range(job.geometry.blocks))
-    return format_fingerprint(sum(int(hashing.fold(hash_rows(job.input.read(*span)), span[0])) for span in spans))
+    spans = (job.geometry.rows_of_block(number) for number in range(job.geometry.blocks))
+    return format_fingerprint(sum(int(hashing.sum_hashes(hash_rows(job.input.read(*span)), span[0])) for span in spans))
 
 
 def sum_list_hashes(job: Job, cell: int) -> int:
     """Fold the hashes of the lists that are given for a cell's range of rows."""
     total = 0
-    for start, stop in job.geometry.lists(cell):
+    for start, stop in job.geometry.list_ranges(cell):
         hashes = [hash_rows(block) for block in job.precomputed.read(start, stop)]
-        total += int(hashing.fold(hashing.row_hashes(np.column_stack(hashes)), start))
+        total += int(hashing.sum_hashes(hashing.hash_rows(np.column_stack(hashes)), start))
     return total
 
 

@@ -18,8 +18,8 @@ from dumap.config import Config
 from dumap.errors import InputError
 from dumap.kernels import neighbors, vectors
 from dumap.planning.geometry import Geometry
-from dumap.planning.given import LIST_BYTES, SLOT_BYTES
-from dumap.planning.plan import Projection
+from dumap.planning.given import LISTED_SLOT_BYTES, READ_SLOT_BYTES
+from dumap.planning.plan import StageProjection
 from dumap.planning.steps import Step
 from dumap.stages import Context, Stage, audit
 from dumap.stages import vectors as vectors_stage
@@ -47,7 +47,7 @@ def tabulate_input_order(job: Job, part: str) -> None:
     """Write the table of cells, as stage cells does, and the ids of the rows that are left out."""
     store, geometry = job.run, job.geometry
     dropped = np.concatenate(
-        [geometry.block(n)[0] + np.flatnonzero(is_left_out(job, n)) for n in range(geometry.blocks)]
+        [geometry.rows_of_block(n)[0] + np.flatnonzero(is_left_out(job, n)) for n in range(geometry.blocks)]
     )
     firsts, offsets = (
         edges - np.searchsorted(dropped, edges)
@@ -74,9 +74,9 @@ def tabulate_input_order(job: Job, part: str) -> None:
 
 
 ALLOWED_BY_FAULT = {
-    neighbors.OUTSIDE: "allowed are the input's rows, from 0 to {last}, and -1 where a neighbor is missing",
-    neighbors.REPEATED: "a second time: a row may name each neighbor once",
-    neighbors.DISTANCE: "allowed are numbers from 0 to 3.4e38; a missing neighbor has -1 in 'indices'",
+    neighbors.UNKNOWN_ID: "allowed are the input's rows, from 0 to {last}, and -1 where a neighbor is missing",
+    neighbors.REPEATED_ID: "a second time: a row may name each neighbor once",
+    neighbors.INVALID_DISTANCE: "allowed are numbers from 0 to 3.4e38; a missing neighbor has -1 in 'indices'",
 }
 """For each fault of a given list, what is allowed."""
 
@@ -109,9 +109,9 @@ def read_given_lists(job: Job, positions: np.ndarray, start: int) -> tuple[np.nd
     if indices.dtype.kind == "u":
         ids[ids < 0] = geometry.rows  # ids beyond int64 must not be taken for -1
     ids[positions < 0] = -1
-    fault, row, slot = neighbors.first_fault(ids, distances, start, geometry.rows)
+    fault, row, slot = neighbors.find_first_fault(ids, distances, start, geometry.rows)
     if fault:
-        name, values = ("distances", raw) if fault == neighbors.DISTANCE else ("indices", indices)
+        name, values = ("distances", raw) if fault == neighbors.INVALID_DISTANCE else ("indices", indices)
         raise InputError(
             f"{precomputed.path}, array {name!r}, row {start + row}, column {slot}: holds {values[row, slot]}; "
             f"{ALLOWED_BY_FAULT[fault].format(last=geometry.rows - 1)}. Correct it, and name another output"
@@ -134,13 +134,13 @@ def write_given_lists(job: Job, part: str) -> None:
     table, cell = CellTable(job.run), number_of(part)
     shape = (int(table.offsets[cell + 1] - table.offsets[cell]), job.config.neighbors.search_k)
     indices, distances = np.full(shape, -1, job.geometry.index_dtype), np.full(shape, np.inf, np.float32)
-    for start, stop in job.geometry.lists(cell):
+    for start, stop in job.geometry.list_ranges(cell):
         positions = positions_of_given(job, table, np.arange(start, stop))
         ids, list_distances = read_given_lists(job, positions, start)
         listed = positions_of_given(job, table, ids).astype(indices.dtype)
         kept = positions >= 0
         rows = positions[kept] - table.offsets[cell]
-        neighbors.merge(indices, distances, rows, listed[kept], list_distances[kept], positions[kept])
+        neighbors.merge_lists(indices, distances, rows, listed[kept], list_distances[kept], positions[kept])
     with job.run.part(NEIGHBORS, part) as out:
         write_lists(out, indices, distances)
 
@@ -188,7 +188,7 @@ def list_read_bytes(geometry: Geometry, config: Config) -> int:
     chunks = min(
         config.task_memory // 2, geometry.rows * geometry.columns * 32
     )  # two chunks at each end of the range, each decoded twice
-    return chunks + geometry.list_rows * geometry.columns * SLOT_BYTES
+    return chunks + geometry.list_rows * geometry.columns * READ_SLOT_BYTES
 
 
 def given_step(geometry: Geometry) -> Step:
@@ -202,7 +202,7 @@ def given_bytes(geometry: Geometry) -> int:
     return geometry.rows * geometry.columns * 12
 
 
-def project_vectors(geometry: Geometry, config: Config, worker_memory: int) -> Projection:
+def project_vectors(geometry: Geometry, config: Config, worker_memory: int) -> StageProjection:
     """Project what the stage vectors will take."""
     usual = vectors_stage.project(geometry, config, worker_memory)
     return replace(
@@ -213,12 +213,12 @@ def project_vectors(geometry: Geometry, config: Config, worker_memory: int) -> P
     )
 
 
-def project_cells(geometry: Geometry, config: Config, worker_memory: int) -> Projection:
+def project_cells(geometry: Geometry, config: Config, worker_memory: int) -> StageProjection:
     """Project what the stage cells will take."""
     rows, index = geometry.rows, geometry.index_dtype.itemsize
     table = (geometry.blocks + geometry.cells) * 8
     blocks = geometry.blocks
-    return Projection(
+    return StageProjection(
         steps=(Step(1, blocks, blocks), Step(blocks, 2, 2)),
         shuffled_bytes=2 * rows,
         disk_bytes=rows * (index + 1) + table,
@@ -226,11 +226,11 @@ def project_cells(geometry: Geometry, config: Config, worker_memory: int) -> Pro
     )
 
 
-def project_neighbors(geometry: Geometry, config: Config, worker_memory: int) -> Projection:
+def project_neighbors(geometry: Geometry, config: Config, worker_memory: int) -> StageProjection:
     """Project what the stage neighbors will take."""
     k, rows = config.neighbors.search_k, geometry.rows
-    lists = min(geometry.cell_rows, rows) * k * LIST_BYTES + (geometry.blocks + geometry.cells) * 48
-    return Projection(
+    lists = min(geometry.cell_rows, rows) * k * LISTED_SLOT_BYTES + (geometry.blocks + geometry.cells) * 48
+    return StageProjection(
         steps=(given_step(geometry),),
         shuffled_bytes=given_bytes(geometry),
         disk_bytes=rows * k * (geometry.index_dtype.itemsize + 4),

@@ -28,8 +28,8 @@ from dumap.artifacts.vectors import read_repeated_rows
 from dumap.config import Config
 from dumap.config.metrics import DISCONNECTION_DISTANCES
 from dumap.kernels import graph
-from dumap.planning.geometry import EDGE_BYTES, SHARD_EDGES, Geometry
-from dumap.planning.plan import Projection
+from dumap.planning.geometry import EDGE_BYTES, MAX_EDGES_PER_NEIGHBOR, Geometry
+from dumap.planning.plan import StageProjection
 from dumap.planning.steps import Step, indexed, ranges_of, received_requests, senders_of, summed_steps
 from dumap.stages import Context, Stage
 from dumap.stages.components import count_components
@@ -72,7 +72,7 @@ def weigh_edges(job: Job, part: str, mean_distance: float) -> None:
     rows = CellTable(job.run).rows
     start, stop = RowRanges.of_size(rows, job.geometry.shard_rows).row_range(number_of(part))
     indices = read_nearest(job, "indices", start, stop)
-    rho, sigma, weights = graph.memberships(
+    rho, sigma, weights = graph.compute_memberships(
         indices,
         read_nearest(job, "distances", start, stop),
         mean_distance,
@@ -95,7 +95,7 @@ def weigh_edges(job: Job, part: str, mean_distance: float) -> None:
 
 def _sum_in_edges(job: Job, names: list[str]) -> np.ndarray:
     """Add up the edges into each grain of rows, (grains,) int64."""
-    into = np.zeros(len(graph.grains(CellTable(job.run).rows)) - 1, np.int64)
+    into = np.zeros(len(graph.grain_bounds(CellTable(job.run).rows)) - 1, np.int64)
     read = job.run.read_each(GRAPH, [(name, array, 0, None) for name in names for array in ("receivers", "bounds")])
     for grains, bounds in zip(read, read, strict=True):
         into[grains] += np.diff(bounds)
@@ -116,7 +116,7 @@ def cut_shards(job: Job, part: str) -> None:
     rows, k, max_rows = CellTable(job.run).rows, job.config.neighbors.graph_k, job.geometry.shard_rows
     directed = part_names("directed", len(RowRanges.of_size(rows, max_rows)))
     into = _sum_in_edges(job, parts_to_sum("directed", "into", len(directed)))
-    offsets = graph.cut_shards(into, rows, k, max_rows, int(SHARD_EDGES * k * max_rows))
+    offsets = graph.divide_into_shards(into, rows, k, max_rows, int(MAX_EDGES_PER_NEIGHBOR * k * max_rows))
     edges = np.add.reduceat(into, offsets[:-1] // graph.GRAIN_ROWS) + k * np.diff(offsets)
     with job.run.part(GRAPH, part) as out:
         out.write("offsets", offsets)
@@ -182,7 +182,7 @@ def unite_edges(job: Job, part: str) -> None:
         for number, (array, dtype) in enumerate(arrays.items())
     }
     del pieces
-    indptr, tails, united = graph.union(
+    indptr, tails, united = graph.fuzzy_union(
         stop - start,
         heads,
         indices[heads, slot],
@@ -288,16 +288,16 @@ def steps_of(geometry: Geometry, unique: bool) -> tuple[Step, ...]:
     )
 
 
-def project(geometry: Geometry, config: Config, worker_memory: int) -> Projection:
+def project(geometry: Geometry, config: Config, worker_memory: int) -> StageProjection:
     """Project what the stage will take."""
     rows, index, unique = geometry.rows, geometry.index_dtype.itemsize, config.input.unique
     k, shard_rows = config.neighbors.graph_k, min(geometry.shard_rows, geometry.rows)
-    return Projection(
+    return StageProjection(
         steps=steps_of(geometry, unique),
         shuffled_bytes=rows * (3 * config.neighbors.search_k * (index + 4) + k * (4 * index + 16) + 12),
         disk_bytes=rows * (k * (2 * index + 8) + 4 + unique * (8 + index)) + 2 * k * rows * (index + 4),
         task_bytes=max(
-            int(shard_rows * (k * SHARD_EDGES * EDGE_BYTES + (config.neighbors.search_k - k) * 16)),
+            int(shard_rows * (k * MAX_EDGES_PER_NEIGHBOR * EDGE_BYTES + (config.neighbors.search_k - k) * 16)),
             min(config.task_memory, rows * (index + 2)) + 2 * k * shard_rows * index,  # pieces of components
         ),
         temporary_bytes={"directed": rows * k * (2 * index + 8), "pieces": rows * 4},

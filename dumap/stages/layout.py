@@ -21,12 +21,12 @@ from dumap.artifacts.part_names import GRAPH, LAYOUT, START, number_of
 from dumap.config import Config
 from dumap.kernels import layout
 from dumap.kernels.edges import Edges
-from dumap.kernels.graph import rows_at
+from dumap.kernels.graph import rows_of_occurrences
 from dumap.kernels.layout import LayoutParameters
-from dumap.kernels.pool import pool_rows, sort_pool
+from dumap.kernels.pool import draw_pool_rows, sort_pool
 from dumap.planning.budget import layout_bytes, pool_bytes, round_bytes, runs_on_one_host
 from dumap.planning.geometry import Geometry
-from dumap.planning.plan import Projection
+from dumap.planning.plan import StageProjection
 from dumap.planning.steps import Step
 from dumap.stages import Context, Stage, no_backup
 from dumap.stages.layout_common import commit_end, ends_interval, layout_parameters, pack_shards, write_state
@@ -92,7 +92,7 @@ def run_epochs_on_host(job: Job, part: str, threads: int) -> None:
         for epoch in range(begin, epochs):
             if should_stop(job, epoch):
                 break
-            drawn = rows_at(pool_rows(parameters.seed, epoch, graph.occurrence_offsets[-1]), *repeated)
+            drawn = rows_of_occurrences(draw_pool_rows(parameters.seed, epoch, graph.occurrence_offsets[-1]), *repeated)
             compute_epoch(workers, bounds, parameters, epoch, edges, y, m, v, after, drawn)
             y, after = after, y
             job.report_progress(epoch + 1, epochs)
@@ -133,7 +133,7 @@ def run(context: Context) -> dict:
     return {"mode": mode, "epochs": last_epoch(context.run), "a": parameters.a, "b": parameters.b, "loss": losses}
 
 
-def project(geometry: Geometry, config: Config, worker_memory: int) -> Projection:
+def project(geometry: Geometry, config: Config, worker_memory: int) -> StageProjection:
     """Project what the stage will take: on one host, or in rounds of tasks."""
     n_components, rows, edges = config.layout.n_components, geometry.rows, 2 * config.neighbors.graph_k * geometry.rows
     state, kept = rows * 4 * n_components * 3, math.ceil(geometry.n_epochs / config.layout.checkpoint_every)
@@ -142,11 +142,13 @@ def project(geometry: Geometry, config: Config, worker_memory: int) -> Projectio
         shards = geometry.shards
         steps = Step(1, shards + 2, 3 * shards), Step(1, 2 * shards + 4, 6 * shards + 1), Step(kept * (shards + 2))
         read = 2 * edges * (geometry.index_dtype.itemsize + 4) + state + 16 * rows
-        return Projection(steps, read, 2 * state, task_bytes, replaced_bytes=state * max(0, kept - 2) + PAIRS_BYTES)
+        return StageProjection(
+            steps, read, 2 * state, task_bytes, replaced_bytes=state * max(0, kept - 2) + PAIRS_BYTES
+        )
     _, fitting = round_bytes(config, min(geometry.shard_rows, rows))
     tasks, rounds = math.ceil(geometry.shards / fitting), math.ceil(geometry.n_epochs / config.layout.exchange_every)
     sent = rows * 4 * n_components  # as many rows are sent to others as there are (assumed)
-    return Projection(
+    return StageProjection(
         round_steps(geometry, tasks, rounds, kept),
         rounds * (state + sent + tasks * pool_bytes(n_components) + 8 * edges + 8 * rows) + 20 * edges,
         2 * (state + sent) + 8 * edges + 8 * rows,

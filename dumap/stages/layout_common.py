@@ -9,9 +9,9 @@ from dumap.artifacts.job import Job
 from dumap.artifacts.layout import LAYOUT_END
 from dumap.artifacts.part_names import LAYOUT
 from dumap.errors import ConfigError
-from dumap.kernels.edges import Edges, pack
+from dumap.kernels.edges import Edges, pack_edges
 from dumap.kernels.layout import LayoutParameters
-from dumap.planning.curve import curve
+from dumap.planning.curve import curve_parameters
 from dumap.store import Checkpoints
 
 SENT_ROWS_PER_RANGE = 512
@@ -22,7 +22,7 @@ def layout_parameters(job: Job) -> LayoutParameters:
     """Return the parameters of the layout, which are the same for all epochs."""
     settings = job.config.layout
     return LayoutParameters(
-        *curve(settings),
+        *curve_parameters(settings),
         settings.learning_rate,
         settings.repulsion_strength,
         settings.negative_sample_rate,
@@ -72,7 +72,7 @@ def pack_shards(job: Job, graph: Graph, first: int, last: int) -> Edges:
     relative_weights, sample_phases, kept = np.empty(room, np.uint16), np.empty(room, np.uint16), 0
     for shard in range(first, last):
         start, stop = graph.shards.row_range(shard)
-        piece = pack(
+        piece = pack_edges(
             *graph.read(shard), start, greatest, job.geometry.n_epochs, job.config.layout_seed, graph.shards.rows
         )
         indptr[start - low + 1 : stop - low + 1] = kept + piece.indptr[1:]

@@ -52,7 +52,7 @@ def draw_loss_pairs(job: Job, part: str) -> None:
     graph, seed = Graph(job.run), job.config.layout_seed
     ends = np.cumsum([0, *(graph.count_edges(shard, shard + 1) for shard in range(len(graph.shards)))])
     count = LOSS_PAIRS if ends[-1] else 0
-    bits = hashing.draws(seed, hashing.LOSS, np.arange(2 * count))
+    bits = hashing.draw_words(seed, hashing.LOSS_PAIRS, np.arange(2 * count))
     chosen = np.sort((bits[:count] % np.uint64(max(1, ends[-1]))).astype(np.int64))
     heads, tails, weights = np.empty(count, np.int64), np.empty(count, np.int64), np.empty(count, np.float32)
     for shard, (low, high) in enumerate(pairwise(np.searchsorted(chosen, ends).tolist())):
@@ -74,7 +74,7 @@ def write_loss(job: Job, epoch: int, read_at: Callable[[np.ndarray], np.ndarray]
         unique, inverse = np.unique(rows, return_inverse=True)
         heads, tails, others = read_at(unique)[inverse.reshape(rows.shape).T]
         with job.run.part(LAYOUT, loss_part_name(epoch)) as out:
-            out.attributes["loss"] = layout.loss(layout_parameters(job), heads, tails, weights, others)
+            out.attributes["loss"] = layout.estimate_loss(layout_parameters(job), heads, tails, weights, others)
 
 
 def measure_loss(job: Job, part: str) -> None:

@@ -26,12 +26,12 @@ from dumap.artifacts.part_names import (
 )
 from dumap.config import Config
 from dumap.kernels import leaves, neighbors, sparse_leaves, vectors
-from dumap.kernels.codes import COLUMN_BYTES
-from dumap.kernels.leaves import EXACT_ROWS
-from dumap.kernels.projection import PLACES
+from dumap.kernels.codes import TILE_CODE_BYTES
+from dumap.kernels.leaves import MAX_LEAF_ROWS
+from dumap.kernels.projection import PLACES_PER_COLUMN
 from dumap.planning.audits import WAVE_BYTES
 from dumap.planning.geometry import GUEST_BYTES, Geometry, cell_row_bytes, guests_at_once
-from dumap.planning.plan import Projection
+from dumap.planning.plan import StageProjection
 from dumap.planning.sparse import sparse_cell_row_bytes
 from dumap.planning.steps import Step, cell_pieces, indexed, received_requests, senders_of
 from dumap.stages import Context, Stage, Task
@@ -46,15 +46,17 @@ def euclidean_rows(job: Job, cell: Cell, rows: np.ndarray) -> np.ndarray:
     """Return rows of a cell in the space of the leaf search."""
     metric = job.config.neighbors.metric
     x = cell.read_vectors(rows, metric)
-    return vectors.add_zero_column(x) if metric in vectors.ANGULAR else x
+    return vectors.add_zero_column(x) if metric in vectors.ANGULAR_METRICS else x
 
 
 def search_leaves(job: Job, cell: Cell, rows: np.ndarray, probes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Search home rows of a cell among each other: see `leaves.search`."""
+    """Search home rows of a cell among each other: see `leaves.search_home_rows`."""
     seed, k, metric = job.config.seed + cell.number, job.config.neighbors.search_k, job.config.neighbors.metric
-    if job.geometry.sparse:
-        return sparse_leaves.search(cell.read_sparse_vectors(rows), job.projected_dims, metric, probes, k, seed)
-    return leaves.search(euclidean_rows(job, cell, rows), probes, k, seed, job.geometry.most_leaf_rows)
+    if job.geometry.is_sparse:
+        return sparse_leaves.search_home_rows(
+            cell.read_sparse_vectors(rows), job.projected_dims, metric, probes, k, seed
+        )
+    return leaves.search_home_rows(euclidean_rows(job, cell, rows), probes, k, seed, job.geometry.max_leaf_rows)
 
 
 def search_guests(
@@ -67,10 +69,10 @@ def search_guests(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Search home rows of a cell among its guests, and guests among home rows: see `leaves.search_with_guests`."""
     seed, metric = job.config.seed + cell.number, job.config.neighbors.metric
-    if job.geometry.sparse:
+    if job.geometry.is_sparse:
         x = cell.read_sparse_vectors(rows)
         return sparse_leaves.search_with_guests(x, job.projected_dims, metric, home, probes, *lists, seed)
-    x, most_rows = euclidean_rows(job, cell, rows), job.geometry.most_leaf_rows
+    x, most_rows = euclidean_rows(job, cell, rows), job.geometry.max_leaf_rows
     return leaves.search_with_guests(x, home, probes, *lists, seed, most_rows)
 
 
@@ -92,7 +94,7 @@ def merge_home_lists(lists: tuple[np.ndarray, np.ndarray], home_rows: int, batch
     rows, positions, listed, distances = batch
     is_home = rows < home_rows
     indices = listed[is_home].astype(lists[0].dtype)
-    neighbors.merge(*lists, rows[is_home], indices, distances[is_home], positions[is_home])
+    neighbors.merge_lists(*lists, rows[is_home], indices, distances[is_home], positions[is_home])
 
 
 def merge_guest_lists(job: Job, home_rows: int, batch: BatchLists) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -102,7 +104,7 @@ def merge_guest_lists(job: Job, home_rows: int, batch: BatchLists) -> tuple[np.n
     guests = guests[np.argsort(rows[guests])]
     lists = empty_lists(job, len(guests))
     indices = listed[guests].astype(lists[0].dtype)
-    neighbors.merge(*lists, np.arange(len(guests)), indices, distances[guests], positions[guests])
+    neighbors.merge_lists(*lists, np.arange(len(guests)), indices, distances[guests], positions[guests])
     return positions[guests], *lists
 
 
@@ -117,7 +119,7 @@ def search_home_rows(job: Job, part: str) -> None:
     table, number = CellTable(job.run), number_of(part)
     cell = Cell(job, number, table)
     probes = cell.read_probes(np.arange(cell.home_rows))
-    order = leaves.order(np.full(cell.home_rows, -1), probes)
+    order = leaves.order_by_leaf(np.full(cell.home_rows, -1), probes)
     local, squared_home = search_leaves(job, cell, order, probes[order])
     positions = cell.positions[order]
     listed = np.where(local >= 0, positions[local], -1)
@@ -163,7 +165,7 @@ def search_cell_with_guests(job: Job, part: str, wave: tuple[int, int]) -> None:
 
     def batch(rows: np.ndarray) -> BatchLists:  # a function, so that a batch's arrays are freed before the next batch
         probes = cell.read_probes(rows)
-        order = leaves.order(guest_homes[rows], probes)
+        order = leaves.order_by_leaf(guest_homes[rows], probes)
         rows, probes = rows[order], probes[order]
         is_home = rows < cell.home_rows
         inverse_order = np.empty(cell.home_rows + 1, np.int32)
@@ -191,7 +193,7 @@ def search_cell_by_metric(job: Job, part: str, wave: tuple[int, int]) -> None:
         for rows in cell.row_batches():
             with metric_errors(job):
                 seed = job.config.seed + number
-                local, distances = neighbors.search(
+                local, distances = neighbors.search_by_metric(
                     cell.read_vectors(rows), settings.search_k, settings.metric, metric_arguments(job), seed
                 )
             positions = cell.positions[rows]
@@ -233,7 +235,7 @@ def merge_cell_lists(job: Job, part: str) -> None:
     arrays = ("guests", "guest_indices", "guest_distances")
     pieces = store.read_each(NEIGHBORS, [(parts[other], array, *ends) for other, *ends in spans for array in arrays])
     for guests, listed, distances_there in zip(pieces, pieces, pieces, strict=True):
-        neighbors.merge(indices, distances, guests - table.offsets[cell], listed, distances_there, guests)
+        neighbors.merge_lists(indices, distances, guests - table.offsets[cell], listed, distances_there, guests)
     with store.part(NEIGHBORS, part) as out:
         write_lists(out, indices, distances)
 
@@ -253,7 +255,7 @@ def guest_waves(geometry: Geometry, cells: int, max_cells_per_row: int) -> list[
     rows are on disk at once.
     """
     row_bytes = sorted_row_bytes(geometry)
-    guest_bytes = (geometry.cells_a_row(max_cells_per_row) - 1) * geometry.rows * row_bytes
+    guest_bytes = (geometry.mean_cells_per_row(max_cells_per_row) - 1) * geometry.rows * row_bytes
     return split_evenly(cells, max(1, math.ceil(guest_bytes / max(WAVE_BYTES, geometry.rows * row_bytes))))
 
 
@@ -289,7 +291,7 @@ def run(context: Context) -> dict:
     count = CellTable(context.run).cells
     merged = part_names("lists", count)
     check_cell_memory(context)
-    by_leaves = context.config.neighbors.metric in vectors.EUCLIDEAN_ORDER
+    by_leaves = context.config.neighbors.metric in vectors.EUCLIDEAN_ORDER_METRICS
     if by_leaves:
         context.compute(NEIGHBORS, search_home_rows, merged if count == 1 else part_names("home", count))
     if count > 1 or not by_leaves:
@@ -302,14 +304,17 @@ def run(context: Context) -> dict:
 def guest_batches(geometry: Geometry, config: Config) -> float:
     """Return in how many batches the guests of a cell are searched, at most in the mean; each reads all rows again."""
     rows = geometry.rows / geometry.cells
-    guests = (geometry.cells_a_row(config.cells.max_cells_per_row) - 1) * rows
+    guests = (geometry.mean_cells_per_row(config.cells.max_cells_per_row) - 1) * rows
     return 1 + guests / guests_at_once(geometry.cell_rows, int(rows))
 
 
 def steps_of(geometry: Geometry, config: Config, waves: int) -> tuple[Step, ...]:
     """Return the steps of the stage."""
     cells, groups, grouped, rows = geometry.cells, geometry.groups, geometry.group_blocks, geometry.rows
-    arrays, guests = 5 if geometry.sparse else 2, (geometry.cells_a_row(config.cells.max_cells_per_row) - 1) * rows
+    arrays, guests = (
+        5 if geometry.is_sparse else 2,
+        (geometry.mean_cells_per_row(config.cells.max_cells_per_row) - 1) * rows,
+    )
     home_parts, home_spans = cell_pieces(geometry, rows / cells)
     searched = Step(cells, home_parts + 2, arrays * home_spans + 2)
     if cells == 1:
@@ -333,28 +338,30 @@ def steps_of(geometry: Geometry, config: Config, waves: int) -> tuple[Step, ...]
     )
 
 
-def project(geometry: Geometry, config: Config, worker_memory: int) -> Projection:
+def project(geometry: Geometry, config: Config, worker_memory: int) -> StageProjection:
     """Project what the stage will take."""
     rows, listed, index = geometry.rows, config.neighbors.search_k, geometry.index_dtype.itemsize
-    at_once, cells_a_row = geometry.most_rows_at_once, geometry.cells_a_row(config.cells.max_cells_per_row)
+    at_once, cells_a_row = geometry.max_rows_at_once, geometry.mean_cells_per_row(config.cells.max_cells_per_row)
     list_bytes, waves = listed * (index + 4), guest_waves(geometry, geometry.cells, config.cells.max_cells_per_row)
     found = (cells_a_row - 1) * rows * (list_bytes + 8)  # the most that lists of guests take
     guests = (cells_a_row - 1) * rows * (sorted_row_bytes(geometry) + 16) / len(waves)
     home = rows * (listed * (index + 8) + 16)
     searched = at_once * max(cell_row_bytes(geometry.dims, listed, config.neighbors.metric), list_bytes * 4)
-    searched += 2 * min(at_once, EXACT_ROWS) * geometry.dims + 2 * COLUMN_BYTES
-    if geometry.sparse:
-        searched = at_once * sparse_cell_row_bytes(0, listed) + 12 * geometry.entries_at_once
-        searched += min(at_once, EXACT_ROWS) * geometry.entries * 8 + geometry.source_dims * (2 * PLACES + 24)
+    searched += 2 * min(at_once, MAX_LEAF_ROWS) * geometry.dims + 2 * TILE_CODE_BYTES
+    if geometry.is_sparse:
+        searched = at_once * sparse_cell_row_bytes(0, listed) + 12 * geometry.max_entries_at_once
+        searched += min(at_once, MAX_LEAF_ROWS) * geometry.entries * 8 + geometry.source_dims * (
+            2 * PLACES_PER_COLUMN + 24
+        )
     search = (
         searched
-        + geometry.most_cell_rows * (GUEST_BYTES + 2 * list_bytes) * (geometry.cells > 1)  # guests, and their lists
+        + geometry.max_cell_rows * (GUEST_BYTES + 2 * list_bytes) * (geometry.cells > 1)  # guests, and their lists
         + (geometry.groups + geometry.cells) * 48
     )
     gathered = rows * (1 + guest_batches(geometry, config) * cells_a_row) * sorted_row_bytes(geometry)
     read: float = len(waves) * rows * (geometry.source_row_bytes + 4 * ranked_leaves(geometry)) + home
     read += (1 + 1 / RANGES_PER_PIECE) * gathered + found + 2 * rows * list_bytes
-    return Projection(
+    return StageProjection(
         steps=steps_of(geometry, config, len(waves)),
         shuffled_bytes=int(read),
         disk_bytes=int(found + 2 * rows * list_bytes + home + guests),

@@ -65,5 +65,5 @@ class GraphPass:
         """Return the labels of a shard's tails."""
         ends = np.empty(len(tails), self.index_dtype)
         for page in self.read_pages(indptr, tails):
-            start.look_up(indptr, tails, *page, ends)
+            start.look_up_tail_labels(indptr, tails, *page, ends)
         return ends

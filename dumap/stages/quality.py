@@ -23,9 +23,9 @@ from dumap.artifacts.part_names import (
 )
 from dumap.config import Config
 from dumap.kernels import quality
-from dumap.planning.audits import TILE_BYTES, audit_bytes, queries_at_once
+from dumap.planning.audits import DISTANCE_TILE_BYTES, audit_bytes, queries_at_once
 from dumap.planning.geometry import Geometry
-from dumap.planning.plan import Projection
+from dumap.planning.plan import StageProjection
 from dumap.planning.steps import Step, ranges_of, summed_steps
 from dumap.stages import Context, Stage
 from dumap.stages.distances import distances_by_tile, fill_distances, find_columns
@@ -72,7 +72,7 @@ def find_map_neighbors(job: Job, part: str) -> None:
     for shard in range(len(graph.shards)):
         start, _ = graph.shards.row_range(shard)
         y = state.read(shard)
-        step = max(1, TILE_BYTES // (4 * max(1, len(positions))))
+        step = max(1, DISTANCE_TILE_BYTES // (4 * max(1, len(positions))))
         for low in range(0, len(y), step):
             tile = y[low : low + step]
             d = np.zeros((len(positions), len(tile)), np.float32)
@@ -91,7 +91,7 @@ def measure_map_neighbors(job: Job, part: str) -> None:
     """
     chosen, map_neighbors = read_trust_queries(job.run)
     distances = np.full(map_neighbors.shape, np.inf, np.float32)
-    for block in range(*job.geometry.group(number_of(part))):
+    for block in range(*job.geometry.blocks_of_group(number_of(part))):
         columns = find_columns(CellTable(job.run).positions(job.run, block), map_neighbors)
         measure_column_distances(job, block, columns, chosen, distances)
     with job.run.part(QUALITY, part) as out:
@@ -103,7 +103,7 @@ def measure_column_distances(
 ) -> None:
     """Fill in the distances of queries to some of a block's rows, chunk by chunk."""
     rows = np.unique(columns[columns >= 0])
-    start, stop = job.geometry.block(block)
+    start, stop = job.geometry.rows_of_block(block)
     chunks = (start + rows) // job.input.chunk_rows
     for chunk in np.unique(chunks):
         needed = rows[chunks == chunk]
@@ -154,12 +154,12 @@ def count_nearer_rows(job: Job, part: str) -> None:
     queried = store.read(AUDIT, last_audit_part(job, "queries"), "positions")[chosen]
     limits = store.read(QUALITY, "limits", "limits")
     counts = np.zeros(limits.shape, np.int64)
-    for block in range(*job.geometry.group(number_of(part))):
+    for block in range(*job.geometry.blocks_of_group(number_of(part))):
         positions = CellTable(store).positions(store, block)
-        x = job.as_compared(job.input.read(*job.geometry.block(block)))
+        x = job.as_compared(job.input.read(*job.geometry.rows_of_block(block)))
         for group, queries in query_groups(job, count_repairs(store), chosen):
             for tile, d in distances_by_tile(job, queries, x):
-                quality.count_nearer(d, positions[tile], queried[group], limits[group], counts[group])
+                quality.count_between_limits(d, positions[tile], queried[group], limits[group], counts[group])
     with store.part(QUALITY, part) as out:
         out.write("counts", counts)
 
@@ -169,7 +169,7 @@ def report_quality(job: Job, part: str) -> None:
     store, table = job.run, CellTable(job.run)
     map_neighbors, chosen = (store.read(QUALITY, "queries", name) for name in ("map", "chosen"))
     exact = store.read(AUDIT, last_audit_part(job, "exact"), "ids")[chosen]
-    kept = quality.overlap(map_neighbors, exact[:, : map_neighbors.shape[1]])
+    kept = quality.listed_share(map_neighbors, exact[:, : map_neighbors.shape[1]])
     counts = _sum_rank_counts(job, parts_to_sum("ranks", "rank_sums", job.geometry.groups))
     with store.part(QUALITY, part) as out:
         out.write("rows", store.read(AUDIT, last_audit_part(job, "queries"), "rows")[chosen])
@@ -200,7 +200,7 @@ def run(context: Context) -> dict:
 def steps_of(geometry: Geometry, config: Config, queries: int) -> tuple[Step, ...]:
     """Return the steps of the stage."""
     groups, grouped, trusted = geometry.groups, geometry.group_blocks, min(queries, TRUST_QUERIES)
-    query_parts = grouped * -(-trusted // queries_at_once(config, geometry.row_numbers))
+    query_parts = grouped * -(-trusted // queries_at_once(config, geometry.values_per_row))
     looks = grouped * geometry.chunks_a_block  # for the number of repairs
     return (
         Step(1, 2 * geometry.shards + 5, 2 * geometry.shards + 4),
@@ -211,14 +211,16 @@ def steps_of(geometry: Geometry, config: Config, queries: int) -> tuple[Step, ..
     )
 
 
-def project(geometry: Geometry, config: Config, worker_memory: int) -> Projection:
+def project(geometry: Geometry, config: Config, worker_memory: int) -> StageProjection:
     """Project what the stage will take."""
     queries = min(config.audit.queries, max_queries(config), geometry.rows)
     parts = geometry.groups + ranges_of(geometry.groups)
     row_bytes = geometry.source_row_bytes + geometry.index_dtype.itemsize + 4
-    compared = geometry.blocks * (1 + geometry.chunks_a_block) * min(queries, TRUST_QUERIES) * geometry.row_numbers * 4
+    compared = (
+        geometry.blocks * (1 + geometry.chunks_a_block) * min(queries, TRUST_QUERIES) * geometry.values_per_row * 4
+    )
     disk = queries * (MAP_NEIGHBORS * 8 + 16) + min(queries, TRUST_QUERIES) * MAP_NEIGHBORS * 12 * parts
-    return Projection(
+    return StageProjection(
         steps=steps_of(geometry, config, queries),
         shuffled_bytes=2 * (geometry.rows * row_bytes + disk) + compared,
         disk_bytes=disk,

@@ -31,7 +31,7 @@ from dumap.artifacts.part_names import (
 from dumap.artifacts.rows import cast_rows, empty_rows, join_rows, read_rows, write_rows
 from dumap.config import Config
 from dumap.kernels import neighbors, repair, vectors
-from dumap.planning.audits import SENT_ROWS, mean_repair_waves, most_repair_rows, repair_waves
+from dumap.planning.audits import SENT_ROWS, max_repair_rows, mean_repair_waves, repair_waves
 from dumap.planning.geometry import Geometry
 from dumap.planning.steps import Step, cell_pieces, indexed, received_requests, senders_of
 from dumap.stages import Context
@@ -70,7 +70,7 @@ def choose_halo(job: Job, part: str, number: int) -> None:
     before, cell = NeighborLists(job.run, number - 1), number_of(part)
     first, last = _home_range(before.table, cell)
     geometry = job.geometry.with_cells(job.run.summary(CELLS, TABLE))
-    most = max(0, most_repair_rows(job.config, geometry) - (last - first))
+    most = max(0, max_repair_rows(job.config, geometry) - (last - first))
     halo, left_out = repair.choose_halo(before.read_cell(cell, "indices"), first, most)
     with job.run.part(AUDIT, part) as out:
         out.write("positions", halo, HALO_ROWS_PER_RANGE)
@@ -101,14 +101,14 @@ def write_sent_rows(job: Job, part: str, number: int, wave: tuple[int, int]) -> 
     rows = np.concatenate([np.empty(0, np.int32), *wanted], dtype=np.int32)
     indices, distances = (before.read_cell(cell, array) for array in ("indices", "distances"))
     x: Any
-    if job.geometry.sparse:
+    if job.geometry.is_sparse:
         x = read_sparse_home_rows(job, cell, table) if len(rows) else empty_rows(job)
     else:
         x = np.empty((last - first, job.geometry.dims), job.input.dtype if keeps_input_dtype(job) else np.float32)
         if len(rows):
             read_home_rows(job, cell, table, x)
     with store.part(AUDIT, part) as out:
-        lists, piece_rows = repair.bundle(indices, distances[:, -1:]), len(rows) // max(1, len(asked))
+        lists, piece_rows = repair.bundle_lists(indices, distances[:, -1:]), len(rows) // max(1, len(asked))
         write_rows(out, "vectors", x, rows, piece_rows)
         out.write_gathered("lists", lists, rows, rows_per_range(piece_rows, lists))
         write_answers(out, asked)
@@ -116,7 +116,7 @@ def write_sent_rows(job: Job, part: str, number: int, wave: tuple[int, int]) -> 
 
 def read_compared_rows(job: Job, cell: int, table: CellTable, spans: list[tuple[str, int, int]], rows: int) -> Any:
     """Read a cell's home rows and its halo, as rows that are compared, (rows, dims)."""
-    if job.geometry.sparse:
+    if job.geometry.is_sparse:
         halo = [cast_rows(read_rows(job, AUDIT, name, "vectors", a, b)) for name, a, b in spans]
         return join_rows([cast_rows(read_sparse_home_rows(job, cell, table)), *halo])
     x = np.empty((rows, job.geometry.dims), np.float32)
@@ -139,18 +139,20 @@ def offer_pairs(job: Job, part: str, number: int, inside: bool, wave: tuple[int,
     kth_distances = np.empty(rows, np.float32)
     lists, fresh = np.empty((rows, k), np.int32), np.ones((rows, k), bool)
     indices = before.read_cell(cell, "indices")
-    lists[:home_rows] = repair.localize(indices, first, home_rows, halo)
+    lists[:home_rows] = repair.to_local_rows(indices, first, home_rows, halo)
     kth_distances[:home_rows] = before.read_cell(cell, "distances")[:, -1]
     if number > 1:
-        fresh[:home_rows] = repair.is_new(indices, NeighborLists(store, number - 2).read_cell(cell, "indices"))
+        fresh[:home_rows] = repair.find_new_entries(
+            indices, NeighborLists(store, number - 2).read_cell(cell, "indices")
+        )
     sent_kind, index_kind = sent_kinds(number, wave)
     of_cell = read_received_ranges(store, AUDIT, index_kind, table.cells, cell)
     spans = [(part_name(sent_kind, home), low, high) for home, low, high in of_cell.tolist()]
     done = home_rows
     for lists_sent in store.read_each(AUDIT, [(name, "lists", a, b) for name, a, b in spans]):
         at = slice(done, done := done + len(lists_sent))
-        indices, kth = repair.unbundle(lists_sent, k)
-        lists[at], kth_distances[at] = repair.localize(indices, first, home_rows, halo), kth[:, 0]
+        indices, kth = repair.unbundle_lists(lists_sent, k)
+        lists[at], kth_distances[at] = repair.to_local_rows(indices, first, home_rows, halo), kth[:, 0]
     x = read_compared_rows(job, cell, table, spans, rows)
     sizes = of_cell[:, 2] - of_cell[:, 1]
     homes = np.repeat(np.append(cell, of_cell[:, 0]), np.append(home_rows, sizes)).astype(np.int32)
@@ -165,7 +167,7 @@ def offer_pairs(job: Job, part: str, number: int, inside: bool, wave: tuple[int,
     gaining = gaining[np.argsort(positions[gaining])]
     offered = np.where(candidates[gaining] >= 0, positions[candidates[gaining]], -1).astype(job.geometry.index_dtype)
     with store.part(AUDIT, part) as out:
-        gainers, offers = positions[gaining], repair.bundle(offered, distances[gaining])
+        gainers, offers = positions[gaining], repair.bundle_lists(offered, distances[gaining])
         piece_rows = len(gainers) // (1 + len(of_cell))
         out.write("positions", gainers, rows_per_range(piece_rows, gainers))
         out.write("offers", offers, rows_per_range(piece_rows, offers))
@@ -183,11 +185,11 @@ def merge_offers(job: Job, part: str, number: int) -> None:
     spans = [(part_name(f"offers-{number}", other), low, high) for other, low, high in offered_rows]
     read = store.read_each(AUDIT, [(name, array, *ends) for name, *ends in spans for array in ("positions", "offers")])
     for positions, offers in zip(read, read, strict=True):
-        offered, lengths = repair.unbundle(offers, k)
-        neighbors.merge(indices, distances, positions - first, offered, lengths, positions)
+        offered, lengths = repair.unbundle_lists(offers, k)
+        neighbors.merge_lists(indices, distances, positions - first, offered, lengths, positions)
     with store.part(AUDIT, part) as out:
         write_lists(out, indices, distances)
-        out.attributes["gained"] = int((repair.is_new(indices, before) & (indices >= 0)).sum())
+        out.attributes["gained"] = int((repair.find_new_entries(indices, before) & (indices >= 0)).sum())
 
 
 def repair_lists(context: Context, number: int, inside: bool) -> dict:
@@ -255,7 +257,7 @@ def repair_steps(geometry: Geometry, config: Config) -> tuple[Step, ...]:
     cells, senders = geometry.cells, senders_of(geometry.cells)
     waves = mean_repair_waves(config, geometry, SENT_ROWS)
     (index_parts, index_spans), (parts, spans) = received_requests(cells), cell_pieces(geometry, geometry.rows / cells)
-    spans *= 3 if geometry.sparse else 1
+    spans *= 3 if geometry.is_sparse else 1
     return (
         Step(cells, 3, 3),
         *[indexed(cells)] * (2 + math.ceil(waves)),

@@ -19,7 +19,7 @@ from dumap.artifacts.part_names import LAYOUT, kind_of, range_name, range_names,
 from dumap.artifacts.task_cache import TaskCache
 from dumap.kernels import layout
 from dumap.kernels.edges import Edges
-from dumap.kernels.pool import pool_rows, sort_pool
+from dumap.kernels.pool import draw_pool_rows, sort_pool
 from dumap.planning.budget import cached_bytes
 from dumap.planning.geometry import Geometry
 from dumap.planning.steps import Step, indexed, received_requests, senders_of
@@ -158,7 +158,7 @@ def free_caches() -> None:
 
 def pool_positions(job: Job, graph: Graph, epoch: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the positions of an epoch's pool, ascending and distinct, and where each row of the pool is in them."""
-    occurrences = pool_rows(job.config.layout_seed, epoch, graph.occurrence_offsets[-1])
+    occurrences = draw_pool_rows(job.config.layout_seed, epoch, graph.occurrence_offsets[-1])
     unique, inverse = np.unique(graph.positions_of(occurrences), return_inverse=True)
     return unique, inverse
 

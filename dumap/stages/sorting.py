@@ -22,7 +22,7 @@ from dumap.config import Config
 from dumap.kernels import cells, vectors
 from dumap.planning.budget import sparse_block_bytes
 from dumap.planning.geometry import Geometry, sort_row_bytes
-from dumap.planning.sparse import SPARSE_LEAVES
+from dumap.planning.sparse import MAX_SPARSE_PROBES
 from dumap.store import OBJECT_BYTES
 
 RANKED_LEAVES = 16
@@ -35,7 +35,7 @@ JOINED_LEAVES = 8
 
 def ranked_leaves(geometry: Geometry) -> int:
     """Return how many leaves are found for a row at the most."""
-    return SPARSE_LEAVES if geometry.sparse else RANKED_LEAVES
+    return MAX_SPARSE_PROBES if geometry.is_sparse else RANKED_LEAVES
 
 
 def value_counts(numbers: np.ndarray) -> np.ndarray:
@@ -53,7 +53,7 @@ def cell_offsets(of_cells: np.ndarray, count: int) -> np.ndarray:
 
 def read_entry_counts(job: Job, group: int) -> np.ndarray:
     """Return how many entries a group's rows have, (n,) int; of sparse rows."""
-    names = [(part_name("near", block), "entries", 0, None) for block in range(*job.geometry.group(group))]
+    names = [(part_name("near", block), "entries", 0, None) for block in range(*job.geometry.blocks_of_group(group))]
     return np.concatenate(list(job.run.read_each(CELLS, names)))
 
 
@@ -69,11 +69,11 @@ def find_cells(job: Job, group: int) -> tuple[np.ndarray, np.ndarray]:
     there.
     """
     leaf_cells, pieces = (job.run.read(CELLS, "packing", name) for name in ("cells", "pieces"))
-    names = [(part_name("near", block), "near", 0, None) for block in range(*job.geometry.group(group))]
+    names = [(part_name("near", block), "near", 0, None) for block in range(*job.geometry.blocks_of_group(group))]
     near = np.concatenate(list(job.run.read_each(CELLS, names)))
-    (start, _), probes = job.geometry.group_span(group), max_probes(job.geometry)
-    joined = SPARSE_LEAVES if job.geometry.sparse else JOINED_LEAVES
-    return cells.route(
+    (start, _), probes = job.geometry.rows_of_group(group), max_probes(job.geometry)
+    joined = MAX_SPARSE_PROBES if job.geometry.is_sparse else JOINED_LEAVES
+    return cells.choose_cells(
         near, leaf_cells, pieces, start, job.config.seed, job.config.cells.max_cells_per_row, joined, probes
     )
 
@@ -82,8 +82,8 @@ def find_admitting_cells(job: Job, group: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the result of `find_cells`, with -1 for each cell that does not admit the row."""
     row_cells, probes = find_cells(job, group)
     if job.run.summary(CELLS, GUEST_LIMITS)["turned_away"]:
-        priorities, _ = cells.guest_priorities(row_cells, job.geometry.group_span(group)[0], job.config.seed)
-        row_cells = cells.admit(row_cells, priorities, job.run.read(CELLS, GUEST_LIMITS, "limits"))
+        priorities, _ = cells.guest_priorities(row_cells, job.geometry.rows_of_group(group)[0], job.config.seed)
+        row_cells = cells.admitted_cells(row_cells, priorities, job.run.read(CELLS, GUEST_LIMITS, "limits"))
     return row_cells, probes
 
 
@@ -91,26 +91,27 @@ def write_positions(job: Job, part: str) -> None:
     """Write the positions and the status of a group's rows."""
     group = number_of(part)
     home = job.run.read(CELLS, part_name("assign", group), "home")
-    status = [read_status(job.run, block) for block in range(*job.geometry.group(group))]
+    status = [read_status(job.run, block) for block in range(*job.geometry.blocks_of_group(group))]
     with job.run.part(CELLS, part) as out:
         out.write(
-            "positions", cells.ranks(home, CellTable(job.run).group_starts(group)).astype(job.geometry.index_dtype)
+            "positions",
+            cells.assign_positions(home, CellTable(job.run).group_starts(group)).astype(job.geometry.index_dtype),
         )
         out.write("status", np.concatenate(status))
 
 
 def read_group_rows(job: Job, group: int) -> Any:
     """Read a group's rows, block by block, in the dtype in which they are sorted, (n, dims)."""
-    first, last = job.geometry.group(group)
-    if job.geometry.sparse:
-        blocks = (job.input.read(*job.geometry.block(block)) for block in range(first, last))
+    first, last = job.geometry.blocks_of_group(group)
+    if job.geometry.is_sparse:
+        blocks = (job.input.read(*job.geometry.rows_of_block(block)) for block in range(first, last))
         return join_rows([rows if keeps_input_dtype(job) else job.as_compared(rows) for rows in blocks])
-    start, stop = job.geometry.group_span(group)
+    start, stop = job.geometry.rows_of_group(group)
     out = np.empty(0)
     for block in range(first, last):
-        low, high = job.geometry.block(block)
+        low, high = job.geometry.rows_of_block(block)
         if keeps_input_dtype(job):
-            rows = vectors.unpacked(job.input.read(low, high), job.config.neighbors.metric)
+            rows = vectors.unpack_bits(job.input.read(low, high), job.config.neighbors.metric)
         else:
             rows = job.read_rows(low, high)
         if block == first:
@@ -167,17 +168,17 @@ def sort_guests(job: Job, part: str, kth: list[str]) -> None:
 
 def sorted_row_bytes(geometry: Geometry) -> int:
     """Return the bytes of a row that is sorted by cell: the row's values, and the leaves that it probes."""
-    return geometry.row_bytes + 8 * geometry.sparse + 4 * max_probes(geometry) + 4
+    return geometry.row_bytes + 8 * geometry.is_sparse + 4 * max_probes(geometry) + 4
 
 
 def sort_bytes(geometry: Geometry, config: Config) -> int:
     """Return the bytes of a task that sorts a group of blocks."""
     most = config.cells.max_cells_per_row
     rows = min(geometry.group_blocks * geometry.block_rows, geometry.rows)
-    if geometry.sparse:  # joined from blocks, then gathered by columns and by values
+    if geometry.is_sparse:  # joined from blocks, then gathered by columns and by values
         entries = geometry.group_blocks * geometry.block_entries
         joined = 8 * entries * (2 if geometry.group_blocks > 1 else 1)
-        routed = rows * (sort_row_bytes(0, 4, most) + 8 * SPARSE_LEAVES * most)
+        routed = rows * (sort_row_bytes(0, 4, most) + 8 * MAX_SPARSE_PROBES * most)
         return routed + joined + sparse_block_bytes(geometry) + 6 * most * entries
     block = min(geometry.block_rows, rows) * geometry.dims * (2 * geometry.itemsize + 4)
     written = min(4 * OBJECT_BYTES, most * rows * geometry.dims * geometry.itemsize)

@@ -15,7 +15,7 @@ from dumap.artifacts.part_names import AUDIT, CELLS, NEIGHBORS, QUALITY, START, 
 from dumap.config import Config
 from dumap.errors import InputError
 from dumap.planning.geometry import Geometry
-from dumap.planning.plan import Projection
+from dumap.planning.plan import StageProjection
 from dumap.planning.steps import Step
 from dumap.sources.arrays import ArrayRows
 from dumap.sources.spooled import PART_BYTES, SPOOL, SPOOLED, Spooled
@@ -66,11 +66,11 @@ def run(context: Context) -> dict:
     return {"rows": source.rows, "bytes": source.rows * context.geometry.source_row_bytes}
 
 
-def project(geometry: Geometry, config: Config, worker_memory: int) -> Projection:
+def project(geometry: Geometry, config: Config, worker_memory: int) -> StageProjection:
     """Project what the stage will take."""
     row_bytes = geometry.source_row_bytes
     size = geometry.rows * row_bytes
-    return Projection(
+    return StageProjection(
         steps=(Step(max(1, -(-size // PART_BYTES))),),
         shuffled_bytes=0,
         disk_bytes=size,

@@ -30,9 +30,9 @@ from dumap.config import Config
 from dumap.errors import ConfigError
 from dumap.json_values import replace_nonfinite
 from dumap.kernels import coarse, start, vectors
-from dumap.planning.budget import axes_rows, principal_bytes, start_bytes
+from dumap.planning.budget import max_covariance_dims, pca_bytes, start_bytes
 from dumap.planning.geometry import Geometry
-from dumap.planning.plan import Projection
+from dumap.planning.plan import StageProjection
 from dumap.planning.steps import Step
 from dumap.stages import Context, Stage, no_backup
 from dumap.stages.layout_common import layout_parameters, require_finite
@@ -49,12 +49,14 @@ MIN_TASK_ROWS = 65_536
 def lay_out_coarse_graph(job: Job, part: str) -> None:
     """Embed the coarse graph, then lay it out."""
     pairs, sums, sizes = (job.run.read(COARSEN, EDGES, array) for array in ("pairs", "sums", "sizes"))
-    graph = coarse.matrix_of(pairs, sums, len(sizes))
-    y, components, residual = coarse.spectral(graph, sizes, job.config.layout.n_components, job.config.layout_seed)
+    graph = coarse.coarse_matrix(pairs, sums, len(sizes))
+    y, components, residual = coarse.spectral_layout(
+        graph, sizes, job.config.layout.n_components, job.config.layout_seed
+    )
     epochs = job.config.start.coarse_epochs if np.count_nonzero(sizes) < sizes.sum() else 0
     if epochs:
-        y = coarse.lay_out(
-            coarse.leading(graph, pairs, sums), sizes, y, layout_parameters(job)._replace(n_epochs=epochs)
+        y = coarse.optimize_coarse_layout(
+            coarse.keep_layout_edges(graph, pairs, sums), sizes, y, layout_parameters(job)._replace(n_epochs=epochs)
         )
         require_finite(job, y[sizes > 0], "start: in the coarse layout")
     with job.run.part(START, part) as out:
@@ -74,15 +76,17 @@ def smooth_coordinates(job: Job, part: str, passes: int) -> None:
         graph_pass = GraphPass(job, lambda shard: checkpoints.read(number - 1, "y", *graph.shards.row_range(shard)))
     else:
         coarse_y, labels = job.run.read(START, COARSE, "y"), labels_reader(job, graph, passes)
-        graph_pass = GraphPass(job, lambda shard: start.interpolate(labels(shard), coarse_y, job.config.layout_seed))
+        graph_pass = GraphPass(
+            job, lambda shard: start.place_at_labels(labels(shard), coarse_y, job.config.layout_seed)
+        )
     coordinates, moments = [], []
     for shard in range(begin, end):
         indptr, tails, weights = graph.read(shard)
         y = graph_pass.read_page(shard)
         sums, totals = np.zeros(y.shape), np.zeros(len(y))
         for page in graph_pass.read_pages(indptr, tails):
-            start.add_neighbors(indptr, tails, weights, *page, sums, totals)
-        moved, shard_moments = start.smooth(y, sums, totals)
+            start.add_neighbor_coordinates(indptr, tails, weights, *page, sums, totals)
+        moved, shard_moments = start.smooth_coordinates(y, sums, totals)
         coordinates.append(moved)
         moments.append(shard_moments.tolist())
     with job.run.part(START, part) as out:
@@ -106,10 +110,10 @@ def find_bounding_box(job: Job, part: str, pieces: list[str], facts: dict) -> No
     low = np.nanmin(np.array([summary["low"] for summary in summaries], float), axis=0)  # null if a part has no rows
     high = np.nanmax(np.array([summary["high"] for summary in summaries], float), axis=0)
     if facts.get("coarse_epochs"):
-        high = low + coarse.SPAN
+        high = low + coarse.BOX_SIDE
     if "moments" in summaries[0]:
         moments = np.concatenate([summary["moments"] for summary in summaries])
-        facts = {**facts, "residual": start.residual(moments.sum(axis=0))}
+        facts = {**facts, "residual": start.eigenvector_residual(moments.sum(axis=0))}
     with job.run.part(START, part) as out:
         out.attributes |= {
             "low": low.tolist(),
@@ -122,7 +126,9 @@ def write_coordinates(job: Job, shard: int, first: int, y: np.ndarray) -> None:
     """Write a shard's coordinates, stretched to the box."""
     box = job.run.summary(START, BOX)
     with job.run.part(START, part_name("coordinates", shard)) as out:
-        out.write("y", start.into_box(y, np.array(box["low"]), np.array(box["high"]), job.config.layout_seed, first))
+        out.write(
+            "y", start.stretch_to_box(y, np.array(box["low"]), np.array(box["high"]), job.config.layout_seed, first)
+        )
 
 
 def stretch_coordinates(job: Job, part: str) -> None:
@@ -161,7 +167,7 @@ def block_ranges(job: Job) -> list[tuple[int, int]]:
 def find_axes(job: Job, part: str) -> None:
     """Find the principal axes of the sample."""
     sample = vectors.to_euclidean(read_sample(job), job.tree_metric)
-    mean, axes = start.principal_axes(sample, job.config.layout.n_components, axes_rows(job.config))
+    mean, axes = start.fit_pca(sample, job.config.layout.n_components, max_covariance_dims(job.config))
     with job.run.part(START, part) as out:
         out.write("mean", mean)
         out.write("axes", axes)
@@ -172,7 +178,7 @@ def project_on_axes(job: Job, low: int, high: int) -> np.ndarray:
     """Return the coordinates of the input's rows [low, high) along the axes, (n, n_components) float64."""
     x = vectors.to_euclidean(job.read_rows(low, high), job.tree_metric)
     y = np.empty((len(x), job.config.layout.n_components))
-    start.project(x, job.run.read(START, AXES, "mean"), job.run.read(START, AXES, "axes"), y)
+    start.project_on_axes(x, job.run.read(START, AXES, "mean"), job.run.read(START, AXES, "axes"), y)
     return y
 
 
@@ -197,7 +203,7 @@ def place_block_range(job: Job, part: str) -> None:
     for block in range(*block_ranges(job)[number_of(part)]):
         block_positions = table.positions(job.run, block)
         positions.append(block_positions[block_positions >= 0])
-        y.append(coordinates_of(job, *job.geometry.block(block))[block_positions >= 0])
+        y.append(coordinates_of(job, *job.geometry.rows_of_block(block))[block_positions >= 0])
     at, coordinates = np.concatenate(positions), np.concatenate(y)
     order = np.argsort(at)
     with job.run.part(START, part) as out:
@@ -245,7 +251,7 @@ def run_placed_start(context: Context, graph: Graph) -> None:
 def place_at_random(job: Job, part: str) -> None:
     """Place a shard's rows at random in the box."""
     first, stop = Graph(job.run).shards.row_range(number_of(part))
-    y = start.random_box(job.config.layout_seed, np.arange(first, stop), job.config.layout.n_components)
+    y = start.draw_in_box(job.config.layout_seed, np.arange(first, stop), job.config.layout.n_components)
     with job.run.part(START, part) as out:
         out.write("y", y.astype(np.float32))
 
@@ -288,7 +294,7 @@ def steps_of(geometry: Geometry, init: str) -> tuple[Step, ...]:
     )
 
 
-def project(geometry: Geometry, config: Config, worker_memory: int) -> Projection:
+def project(geometry: Geometry, config: Config, worker_memory: int) -> StageProjection:
     """Project what the stage will take."""
     edges, n_components = 2 * config.neighbors.graph_k * geometry.rows, config.layout.n_components
     shard = start_bytes(config, geometry.rows, min(geometry.shard_rows, geometry.rows))
@@ -296,12 +302,12 @@ def project(geometry: Geometry, config: Config, worker_memory: int) -> Projectio
     if config.start.init == "spectral":
         edge_bytes, row_bytes = geometry.index_dtype.itemsize + 4, 8 + 12 * n_components
         read = SMOOTHING_PASSES * (edges * edge_bytes + geometry.rows * row_bytes)
-    return Projection(
+    return StageProjection(
         steps=steps_of(geometry, config.start.init),
         shuffled_bytes=read,
         disk_bytes=geometry.rows * 12 * n_components,
         replaced_bytes=(SMOOTHING_PASSES - 1) * geometry.rows * 4 * n_components,
-        task_bytes=max(shard, principal_bytes(config, geometry)),
+        task_bytes=max(shard, pca_bytes(config, geometry)),
         temporary_bytes={"smoothed": geometry.rows * 8 * n_components},
     )
 

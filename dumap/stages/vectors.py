@@ -22,10 +22,10 @@ from dumap.artifacts.vectors import DROPPED, ZERO, is_query
 from dumap.config import Config
 from dumap.errors import InputError
 from dumap.kernels import hashing, vectors
-from dumap.planning.audits import audits
+from dumap.planning.audits import max_audits
 from dumap.planning.budget import sparse_block_bytes, tally_buckets, tally_row_bytes
 from dumap.planning.geometry import Geometry
-from dumap.planning.plan import Projection
+from dumap.planning.plan import StageProjection
 from dumap.planning.steps import Step
 from dumap.stages import Context, Stage
 from dumap.stages.fingerprints import format_fingerprint, hash_rows
@@ -43,11 +43,11 @@ MIN_TALLY_ROWS = 65_536
 
 def check_block(job: Job, part: str) -> None:
     """Check one block of the input."""
-    start, stop = job.geometry.block(number_of(part))
+    start, stop = job.geometry.rows_of_block(number_of(part))
     block = job.input.read(start, stop)
     x = cast_rows(block)
     finite, zero = find_finite_and_zero(x)
-    wide, metric = vectors.is_wide(block.dtype), job.config.neighbors.metric
+    wide, metric = vectors.exceeds_float32(block.dtype), job.config.neighbors.metric
     hashes = hash_rows(block)
     rows = np.arange(start, stop)
     with job.run.part(VECTORS, part) as out:
@@ -61,7 +61,7 @@ def check_block(job: Job, part: str) -> None:
             out.attributes["angles"] = np.abs(x[finite]).max(axis=0, initial=0).astype(float).tolist()
         out.attributes |= {
             "inexact": int(find_inexact(block, x).sum()) if wide else 0,
-            "fingerprint": int(hashing.fold(hashes, start)),
+            "fingerprint": int(hashing.sum_hashes(hashes, start)),
             "nonfinite": int((~finite).sum()),
             "nonfinite_rows": rows[~finite][:MAX_NAMED_ROWS].tolist(),
             "zero": int(zero.sum()),
@@ -77,10 +77,10 @@ def _write_samples(job: Job, out: Part, x: Any, rows: np.ndarray, allowed: np.nd
     wanted, sampled, queries = job.geometry.sample_rows, allowed, np.zeros(len(rows), bool)
     if wanted < among:
         limit = np.uint64(min(2**64 - 1, int(wanted / among * 2**64)))
-        sampled = allowed & (hashing.draws(job.config.seed, hashing.SAMPLE, rows) < limit)
-    for number in range(audits(job.config)):
+        sampled = allowed & (hashing.draw_words(job.config.seed, hashing.TREE_SAMPLE, rows) < limit)
+    for number in range(max_audits(job.config)):
         queries |= is_query(job, rows, number, among)
-    out.write("sample", job.as_embedded(x[sampled]) if job.geometry.sparse else x[sampled])
+    out.write("sample", job.as_embedded(x[sampled]) if job.geometry.is_sparse else x[sampled])
     out.write("query_rows", rows[allowed & queries])
     write_rows(out, "query", x[allowed & queries])
 
@@ -112,13 +112,13 @@ def _tally_keys(
     def merge() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         merged = [np.concatenate(arrays, axis=-1) for arrays in zip(*pieces, strict=True)]
         pieces.clear()
-        return vectors.tally(*merged)
+        return vectors.count_keys(*merged)
 
     waiting = 0
     for block in range(job.geometry.blocks):
         keys, finite = _read_keys(job, block, prefix, words)
         in_bucket = np.flatnonzero(finite & (keys[0] % np.uint64(buckets) == np.uint64(bucket)))
-        rows = (in_bucket + job.geometry.block(block)[0]).astype(index)
+        rows = (in_bucket + job.geometry.rows_of_block(block)[0]).astype(index)
         pieces.append((keys[:, in_bucket], rows, np.ones(len(in_bucket), index)))
         waiting += len(in_bucket)
         if waiting > max(MIN_TALLY_ROWS, len(pieces[0][1])):  # merging frees the memory of equal rows
@@ -145,13 +145,13 @@ def count_duplicates(job: Job, part: str, buckets: int) -> None:
 def find_duplicates(job: Job, part: str, buckets: int, among: int) -> None:
     """Find a block's duplicates, and draw the samples from the block's other rows."""
     block = number_of(part)
-    start, stop = job.geometry.block(block)
+    start, stop = job.geometry.rows_of_block(block)
     keys, finite = _read_keys(job, block, "block", _hash_names(job))
     rows = np.arange(start, stop)
     first, times = rows.copy(), np.ones(len(rows), job.geometry.index_dtype)
     for bucket, name in enumerate(part_names("duplicates", buckets)):
         in_bucket = np.flatnonzero(finite & (keys[0] % np.uint64(buckets) == np.uint64(bucket)))
-        at = vectors.find(keys[:, in_bucket], job.run.read(VECTORS, name, "keys").T)
+        at = vectors.look_up_keys(keys[:, in_bucket], job.run.read(VECTORS, name, "keys").T)
         in_bucket, at = in_bucket[at >= 0], at[at >= 0]
         first[in_bucket], times[in_bucket] = (job.run.read(VECTORS, name, array)[at] for array in ("rows", "times"))
     duplicates, repeated = np.flatnonzero(first != rows), np.flatnonzero((first == rows) & (times > 1))
@@ -162,7 +162,7 @@ def find_duplicates(job: Job, part: str, buckets: int, among: int) -> None:
         out.write("repeated", repeated)
         out.write("times", times[repeated])
         x = job.input.read(start, stop)
-        keep = vectors.is_wide(x.dtype) and job.may_be_centred
+        keep = vectors.exceeds_float32(x.dtype) and job.may_be_centred
         _write_samples(job, out, x if keep else cast_rows(x), rows, allowed, among)
         out.attributes["duplicates"] = len(duplicates)
 
@@ -174,13 +174,13 @@ def find_centre(job: Job, part: str, applies: bool) -> None:
     """Find the centre that is subtracted from all rows: the median of the first finite rows, which is no outlier."""
     found: list[np.ndarray] = []
     for block in range(job.geometry.blocks if applies else 0):
-        start, _ = job.geometry.block(block)
+        start, _ = job.geometry.rows_of_block(block)
         status = job.run.read(VECTORS, part_name("block", block), "status")
         finite = np.flatnonzero((status & DROPPED) == 0)[: CENTRE_ROWS - sum(map(len, found))]
         if len(finite):
             block_rows = job.input.read(start + int(finite[0]), start + int(finite[-1]) + 1)[finite - finite[0]]
             spherical = job.config.neighbors.metric == vectors.SPHERICAL
-            found.append(vectors.on_sphere(block_rows) if spherical else block_rows)
+            found.append(vectors.to_sphere(block_rows) if spherical else block_rows)
         if sum(map(len, found)) == CENTRE_ROWS:
             break
     with job.run.part(VECTORS, part) as out:
@@ -191,10 +191,10 @@ def find_centre(job: Job, part: str, applies: bool) -> None:
 
 def hash_cast_rows(job: Job, part: str) -> None:
     """Hash a block's rows before and after the cast, with -0 as 0, to count rows that become equal."""
-    x = job.input.read(*job.geometry.block(number_of(part)))
+    x = job.input.read(*job.geometry.rows_of_block(number_of(part)))
     with job.run.part(VECTORS, part) as out:
         for name, values in (("hashes", x), ("cast_hashes", job.as_compared(x))):
-            if not job.geometry.sparse and values.dtype.kind == "f":
+            if not job.geometry.is_sparse and values.dtype.kind == "f":
                 values += 0
             out.write(name, hash_rows(values))
 
@@ -222,7 +222,7 @@ def _count_cast_changes(context: Context, inexact: int, buckets: int) -> dict:
             store, VECTORS, counted, "cast_hashes"
         )
     if equal_after_cast:
-        kept = "they are sparse" if context.geometry.sparse else "the metric forbids it"
+        kept = "they are sparse" if context.geometry.is_sparse else "the metric forbids it"
         done = "once a row in their middle is subtracted" if may else f"without more ado, since {kept}"
         context.log(
             f"vectors: {equal_after_cast} rows of {dtype} differ from others by less than float32 can tell: rows are "
@@ -316,7 +316,7 @@ def steps_of(geometry: Geometry, buckets: int, unique: bool, wide: bool) -> tupl
     return checked + found + merged
 
 
-def project(geometry: Geometry, config: Config, worker_memory: int) -> Projection:
+def project(geometry: Geometry, config: Config, worker_memory: int) -> StageProjection:
     """Project what the stage will take."""
     rows, unique, wide = geometry.rows, config.input.unique, geometry.itemsize > 4
     block, index, buckets = (
@@ -324,18 +324,18 @@ def project(geometry: Geometry, config: Config, worker_memory: int) -> Projectio
         geometry.index_dtype.itemsize,
         tally_buckets(config, rows),
     )
-    queries = audits(config) * min(config.audit.queries, rows)
-    sample, drawn = geometry.sample_rows * geometry.dims * 4, min(queries, rows) * geometry.row_numbers * 4
+    queries = max_audits(config) * min(config.audit.queries, rows)
+    sample, drawn = geometry.sample_rows * geometry.dims * 4, min(queries, rows) * geometry.values_per_row * 4
     duplicate_bytes = rows * unique * (16 + 3 * index)
     temporary = rows * (9 + 16 * wide) + (sample + drawn) * (1 + wide)
     hashed, read = rows * (9 + 8 * unique) * (buckets + unique) + rows * wide * 18 * buckets, 1 + unique + wide
-    return Projection(
+    return StageProjection(
         steps=steps_of(geometry, buckets, unique, wide),
         shuffled_bytes=hashed + read * rows * geometry.source_row_bytes,
         disk_bytes=duplicate_bytes + temporary,
         task_bytes=max(
             sparse_block_bytes(geometry) + sample + drawn
-            if geometry.sparse
+            if geometry.is_sparse
             else block * (2 * geometry.itemsize + 8) + sample + min(drawn, 4 * block),
             -(-rows // buckets) * tally_row_bytes(config),
         ),

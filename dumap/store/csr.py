@@ -97,7 +97,7 @@ def write_csr(
     range_sizes : tuple of int
         The rows and the entries of a range: see `Part.write`.
     """
-    from dumap.kernels.csr import take_entries  # a slow import that only tasks of sparse rows need
+    from dumap.kernels.csr import gather_entries  # a slow import that only tasks of sparse rows need
 
     columns = rows.indices.astype(np.uint16 if rows.shape[1] <= MAX_UINT16_COLUMNS else np.int32, copy=False)
     indptr = rows.indptr.astype(np.int64)
@@ -106,7 +106,7 @@ def write_csr(
     for kind, entries in (("columns", columns), ("values", rows.data)):
         part.write(
             f"{name}_{kind}",
-            entries if row_numbers is None else take_entries(entries, indptr, row_numbers, written_indptr),
+            entries if row_numbers is None else gather_entries(entries, indptr, row_numbers, written_indptr),
             range_sizes[1],
         )
 

@@ -16,8 +16,8 @@ from dumap.artifacts.vectors import ISOLATED, ZERO
 from dumap.config import build_config
 from dumap.errors import ConfigError, InputError
 from dumap.kernels import coarse, graph, hashing, layout, start
-from dumap.kernels.edges import Edges, pack
-from dumap.kernels.pool import POOL_ROWS, pool_rows, sort_pool
+from dumap.kernels.edges import Edges, pack_edges
+from dumap.kernels.pool import POOL_ROWS, draw_pool_rows, sort_pool
 from dumap.planning.geometry import make_geometry
 from dumap.recipe.pipeline import plan, run
 from dumap.recipe.recipes import make_plan
@@ -191,7 +191,7 @@ def test_a_plan_of_more_rows_than_32_bits_count():
     config = build_config({"input": {"path": "in.zarr"}, "output": "out.zarr"})
     geometry = make_geometry(config, MANY, 100, 4, 10_000)
     assert geometry.index_dtype == np.int64
-    assert geometry.block(geometry.blocks - 1)[1] == MANY
+    assert geometry.rows_of_block(geometry.blocks - 1)[1] == MANY
     assert geometry.shards * geometry.shard_rows >= MANY
     projected = make_plan(config, geometry)
     edges = 2 * 14 * MANY
@@ -223,12 +223,12 @@ def test_edges_beyond_32_bits_are_weighed_and_united():
     rng = np.random.default_rng(0)
     near = np.argsort(rng.random((10, 10)), axis=1)[:, :4]
     distances = np.sort(rng.random((10, 4)), axis=1).astype(np.float32)
-    weights = [graph.memberships(near + first, distances, 0.5, 1.0, np.inf)[2] for first in (0, MANY)]
+    weights = [graph.compute_memberships(near + first, distances, 0.5, 1.0, np.inf)[2] for first in (0, MANY)]
     np.testing.assert_array_equal(*weights)
     heads = np.repeat(np.arange(10), 4)
     for first in (2**31 - 5, MANY):
         low, high = (
-            graph.union(
+            graph.fuzzy_union(
                 10,
                 heads,
                 near.ravel() + at,
@@ -249,7 +249,7 @@ def test_edges_beyond_32_bits_are_weighed_and_united():
 @pytest.mark.fault(35)
 def test_edges_beyond_32_bits_are_packed(ring):
     indptr, tails, weights = ring
-    whole = pack(indptr, tails + FAR, weights, FAR, 1.0, 50, 42)
+    whole = pack_edges(indptr, tails + FAR, weights, FAR, 1.0, 50, 42)
     assert whole.tails.dtype == np.uint64
     kept = weights >= np.float32(1 / 50)
     np.testing.assert_array_equal(whole.tails, (tails + FAR)[kept].astype(np.uint64))
@@ -257,7 +257,7 @@ def test_edges_beyond_32_bits_are_packed(ring):
     phases = {}
     for head, tail, phase in zip(heads.tolist(), whole.tails.tolist(), whole.sample_phases.tolist(), strict=True):
         assert phases.setdefault((min(head, tail), max(head, tail)), phase) == phase, "both ends must agree"
-    truncated = pack(indptr, tails + FAR % 2**32, weights, FAR % 2**32, 1.0, 50, 42)
+    truncated = pack_edges(indptr, tails + FAR % 2**32, weights, FAR % 2**32, 1.0, 50, 42)
     assert (truncated.sample_phases != whole.sample_phases).any(), "ids must not be cut to 32 bits"
 
 
@@ -270,7 +270,7 @@ def test_a_step_is_keyed_by_all_bits_of_a_row(ring):
     descent = layout.LayoutParameters(1.577, 0.895, 1.0, 1.0, 5.0, 50, 42)
 
     def step(first: int, y_offset: int, known: np.ndarray) -> np.ndarray:
-        edges = pack(indptr, tails, weights, first, 1.0, 50, 42)._replace(
+        edges = pack_edges(indptr, tails, weights, first, 1.0, 50, 42)._replace(
             indptr=indptr.astype(np.int64), tails=(tails + y_offset).astype(np.uint64),
             relative_weights=np.full(20, 2**15 - 1, "u2"), sample_phases=np.zeros(20, "u2"),
         )  # fmt: skip
@@ -310,10 +310,12 @@ def test_the_starts_kernels_reach_beyond_32_bits(vast):
     indptr, labels = np.array([FAR, FAR + 2]), np.array([start.UNLABELLED])
     tails[FAR : FAR + 2], weights[FAR : FAR + 2] = [FAR + 3, FAR + 5], [0.25, 0.75]
     page = np.array([0, 0, 0, 7, 0, 9])
-    start.look_up(indptr, tails, indptr[:-1].copy(), FAR, page, ends)
+    start.look_up_tail_labels(indptr, tails, indptr[:-1].copy(), FAR, page, ends)
     assert ends[FAR : FAR + 2].tolist() == [7, 9]
     alone = [labels.copy() for _ in range(9)]
-    counts = [start.label_lowest(indptr, tails, np.array([FAR]), label, seed) for seed, label in enumerate(alone)]
+    counts = [
+        start.label_lowest_hashes(indptr, tails, np.array([FAR]), label, seed) for seed, label in enumerate(alone)
+    ]
     assert set(counts) == {(1, 0), (0, 1)}
     assert {label[0] for label in alone} == {start.UNLABELLED, -2 - FAR}
     assert start.spread_labels(indptr, weights, ends, np.array([FAR]), labels) == (1, 0)
@@ -321,10 +323,10 @@ def test_the_starts_kernels_reach_beyond_32_bits(vast):
     assert start.spread_labels(np.array([FAR, FAR]), weights, ends, np.array([FAR]), labels) == (1, 0)
     assert labels.tolist() == [-2 - FAR]
     sums, totals, y = np.zeros((1, 1)), np.zeros(1), np.array([[0], [0], [0], [4], [0], [16]], np.float32)
-    start.add_neighbors(indptr, tails, weights, indptr[:-1].copy(), FAR, y, sums, totals)
+    start.add_neighbor_coordinates(indptr, tails, weights, indptr[:-1].copy(), FAR, y, sums, totals)
     assert (sums.tolist(), totals.tolist()) == ([[0.25 * 4 + 0.75 * 16]], [1.0])
-    box = start.interpolate(np.array([-2 - FAR]), np.empty((0, 2)), 42)
-    np.testing.assert_allclose(box, start.random_box(42, np.array([FAR]), 2), rtol=1e-6)
+    box = start.place_at_labels(np.array([-2 - FAR]), np.empty((0, 2)), 42)
+    np.testing.assert_allclose(box, start.draw_in_box(42, np.array([FAR]), 2), rtol=1e-6)
 
 
 @pytest.mark.fault(35)
@@ -348,16 +350,16 @@ def test_a_step_reaches_beyond_32_bits(vast):
 @pytest.mark.fault(35)
 def test_choices_far_out_are_their_own():
     low = np.arange(1000)
-    draws = [hashing.draws(42, hashing.POOL, low + far) for far in (0, 2**31, 2**32, 2**33, 2**40)]
+    draws = [hashing.draw_words(42, hashing.POOL, low + far) for far in (0, 2**31, 2**32, 2**33, 2**40)]
     assert len(np.unique(np.concatenate(draws))) == 5000
-    pool = np.concatenate([pool_rows(42, epoch, MANY) for epoch in range(5)])
+    pool = np.concatenate([draw_pool_rows(42, epoch, MANY) for epoch in range(5)])
     assert pool.dtype == np.int64
     assert pool.min() >= 0
     assert pool.max() < MANY
     assert (pool > 2**31).mean() == pytest.approx(1 - 2**31 / MANY, abs=0.02)
     hashes = np.arange(5, dtype=np.uint64)
-    assert hashing.fold(hashes, FAR) != hashing.fold(hashes, FAR % 2**32)
-    box = start.random_box(42, low[:10] + MANY, 64)
+    assert hashing.sum_hashes(hashes, FAR) != hashing.sum_hashes(hashes, FAR % 2**32)
+    box = start.draw_in_box(42, low[:10] + MANY, 64)
     assert np.unique(box).size == 640
 
 
@@ -367,7 +369,7 @@ def test_coarse_pairs_beyond_32_bits_are_added_up(ring):
     indptr, tails, weights = ring
     count = MANY // 32
     labels = np.arange(count - 10, count)
-    pairs, sums = coarse.coarse_edges(indptr, weights, labels, labels[tails], count)
+    pairs, sums = coarse.sum_edges_by_label(indptr, weights, labels, labels[tails], count)
     assert pairs.dtype == sums.dtype == np.int64
     heads = np.repeat(np.arange(10), 2)
     expected = sorted(zip((labels[heads] * count + labels[tails]).tolist(), weights.tolist(), strict=True))

@@ -6,11 +6,11 @@ import numpy as np
 import scipy.sparse as sparse
 
 from dumap.kernels.edges import FRACTION_BITS, Edges
-from dumap.kernels.edges import pack as kernel_pack
+from dumap.kernels.edges import pack_edges as kernel_pack
 from dumap.kernels.layout import ROW_GROUP
 
-CUTS = [0, 1, 40, 41, 90, 120]
-ROWS = CUTS[-1]
+SHARD_BOUNDS = [0, 1, 40, 41, 90, 120]
+ROWS = SHARD_BOUNDS[-1]
 
 
 def random_graph() -> sparse.csr_matrix:
@@ -20,17 +20,17 @@ def random_graph() -> sparse.csr_matrix:
     return sparse.csr_matrix(upper + upper.T)
 
 
-def shards(graph: sparse.csr_matrix, cuts=CUTS):
+def split_graph(graph: sparse.csr_matrix, shard_bounds=SHARD_BOUNDS):
     """Cut a graph: indptr, tails, weights and the first row of each shard."""
-    for low, high in pairwise(cuts):
-        part = graph[low:high]
-        yield part.indptr.astype(np.int64), part.indices.astype(np.int64), part.data, low
+    for low, height in pairwise(shard_bounds):
+        shard = graph[low:height]
+        yield shard.indptr.astype(np.int64), shard.indices.astype(np.int64), shard.data, low
 
 
 def adjacency(edges: list[tuple[int, int]], rows: int) -> sparse.csr_matrix:
     """Return the symmetric graph that has some edges, all of weight 1."""
-    heads, tails = np.array(edges).T
-    one_way = sparse.coo_matrix((np.ones(len(edges)), (heads, tails)), shape=(rows, rows))
+    heads_of_edges, tails = np.array(edges).T
+    one_way = sparse.coo_matrix((np.ones(len(edges)), (heads_of_edges, tails)), shape=(rows, rows))
     return sparse.csr_matrix(one_way + one_way.T)
 
 
@@ -44,33 +44,33 @@ def ring(rows: int) -> sparse.csr_matrix:
     return adjacency([(i, (i + 1) % rows) for i in range(rows)], rows)
 
 
-def grid(high: int, wide: int) -> sparse.csr_matrix:
+def grid(height: int, width: int) -> sparse.csr_matrix:
     """Return a grid of rows, each joined to those beside, above and below it."""
-    return sparse.csr_matrix(sparse.kronsum(path(wide), path(high)))
+    return sparse.csr_matrix(sparse.kronsum(path(width), path(height)))
 
 
-def smoothest(matrix: sparse.csr_matrix, count: int) -> np.ndarray:
+def laplacian_eigenvectors(matrix: sparse.csr_matrix, n_vectors: int) -> np.ndarray:
     """Return the first eigenvectors of the normalised Laplacian after the constant, as functions of the rows."""
     scale = 1 / np.sqrt(matrix.toarray().sum(axis=1))
     laplacian = np.eye(len(scale)) - scale[:, None] * matrix.toarray() * scale
-    return np.linalg.eigh(laplacian)[1][:, 1 : count + 1] * scale[:, None]
+    return np.linalg.eigh(laplacian)[1][:, 1 : n_vectors + 1] * scale[:, None]
 
 
-def unit(y: np.ndarray) -> np.ndarray:
+def unit_columns(y: np.ndarray) -> np.ndarray:
     """Return columns scaled to length 1."""
     return y / np.linalg.norm(y, axis=0)
 
 
 LAYOUT_ROWS, LAYOUT_EPOCHS, SEED = 300, 40, 42
-UNIT = 1 << FRACTION_BITS
+FIXED_POINT_UNIT = 1 << FRACTION_BITS
 
 
 def layout_graph() -> sparse.csr_matrix:
     """A symmetric graph with rows of no edge, of a few and of many; 300 rows are not a whole number of groups."""
     rng = np.random.default_rng(0)
-    degree = np.minimum(1, rng.pareto(1.0, LAYOUT_ROWS) / 6) * (np.arange(LAYOUT_ROWS) % 29 > 0)
-    chosen = np.triu(rng.random((LAYOUT_ROWS, LAYOUT_ROWS)) < degree[:, None] * degree, 1)
-    upper = np.where(chosen, rng.random((LAYOUT_ROWS, LAYOUT_ROWS)) ** 2, 0).astype(np.float32)
+    degree_factors = np.minimum(1, rng.pareto(1.0, LAYOUT_ROWS) / 6) * (np.arange(LAYOUT_ROWS) % 29 > 0)
+    is_edge = np.triu(rng.random((LAYOUT_ROWS, LAYOUT_ROWS)) < degree_factors[:, None] * degree_factors, 1)
+    upper = np.where(is_edge, rng.random((LAYOUT_ROWS, LAYOUT_ROWS)) ** 2, 0).astype(np.float32)
     graph = sparse.csr_matrix(upper + upper.T)
     degrees = np.diff(graph.indptr)
     assert degrees.min() == 0
@@ -79,19 +79,22 @@ def layout_graph() -> sparse.csr_matrix:
     return graph
 
 
-def pack(graph, first=0, stop=LAYOUT_ROWS, n_epochs=LAYOUT_EPOCHS) -> Edges:
+def pack_graph(graph, first_row=0, stop_row=LAYOUT_ROWS, n_epochs=LAYOUT_EPOCHS) -> Edges:
     """Pack the edges of some rows of a graph for the layout."""
-    part = graph[first:stop]
-    indptr, tails = part.indptr.astype(np.int64), part.indices.astype(np.int32)
-    return kernel_pack(indptr, tails, part.data, first, float(graph.data.max()), n_epochs, SEED)
+    shard = graph[first_row:stop_row]
+    indptr, tails = shard.indptr.astype(np.int64), shard.indices.astype(np.int32)
+    return kernel_pack(indptr, tails, shard.data, first_row, float(graph.data.max()), n_epochs, SEED)
 
 
-def heads(edges: Edges) -> np.ndarray:
+def heads_of_edges(edges: Edges) -> np.ndarray:
     """Return the row that each packed edge belongs to."""
     return np.repeat(np.arange(len(edges.indptr) - 1), np.diff(edges.indptr))
 
 
-def samples(edges: Edges, epoch: int) -> np.ndarray:
+def expected_samples(edges: Edges, epoch: int) -> np.ndarray:
     """Return how often each packed edge is sampled in an epoch, by the formula in float64."""
-    step, phase = 2 * edges.relative_weights.astype(np.int64) / UNIT, edges.sample_phases.astype(np.int64) / UNIT
+    step, phase = (
+        2 * edges.relative_weights.astype(np.int64) / FIXED_POINT_UNIT,
+        edges.sample_phases.astype(np.int64) / FIXED_POINT_UNIT,
+    )
     return (np.floor((epoch + 1) * step + phase) - np.floor(epoch * step + phase)).astype(int)

@@ -54,26 +54,26 @@ def test_the_interval_holds_the_mean_19_times_in_20(kind, count):
     rng = np.random.default_rng(0)
     population, held, tries = rows_of(kind, rng), 0, 1000
     for _ in range(tries):
-        low, high = audit.interval(rng.choice(population, count, replace=False), len(population))
+        low, high = audit.confidence_interval(rng.choice(population, count, replace=False), len(population))
         held += low <= population.mean() <= high
     assert held >= 0.93 * tries
 
 
 def test_the_interval_is_narrow_where_rows_are_alike():
-    low, high = audit.interval(np.random.default_rng(0).binomial(15, 0.97, 1000) / 15, 10**6)
+    low, high = audit.confidence_interval(np.random.default_rng(0).binomial(15, 0.97, 1000) / 15, 10**6)
     assert high - low < 0.012, "rows of fifteen neighbours each tell more than a row that counts as one"
 
 
 @given(st.integers(0, 9999), st.integers(0, 40), st.integers(0, 40))
 def test_the_interval_holds_its_own_mean_and_shrinks_to_it(seed, count, more):
     values = np.random.default_rng(seed).binomial(5, 0.8, count) / 5
-    low, high = audit.interval(values, count + more)
+    low, high = audit.confidence_interval(values, count + more)
     assert 0 <= low <= high <= 1
     if not count:
         assert (low, high) == (0, 1)
     elif not more:
         assert low == high == pytest.approx(values.mean())
     else:
-        wide = audit.interval(values, count + 10 * more + 1)
+        wide = audit.confidence_interval(values, count + 10 * more + 1)
         assert wide[0] <= low <= values.mean() + 1e-12
         assert values.mean() - 1e-12 <= high <= wide[1]

@@ -9,7 +9,7 @@ from dumap.kernels import csr
 
 def rows_of(x):
     matrix = sp.csr_matrix(x)
-    return csr.canonical(matrix.data, matrix.indices, matrix.indptr.astype(np.int64), x.shape[1])
+    return csr.canonical_rows(matrix.data, matrix.indices, matrix.indptr.astype(np.int64), x.shape[1])
 
 
 @pytest.fixture
@@ -26,10 +26,10 @@ def test_entries_in_any_order_come_to_one_form(x):
         at = rng.permutation(np.arange(rows.indptr[i], rows.indptr[i + 1]))
         pieces.append((np.append(rows.data[at], np.float32(0)), np.append(rows.indices[at], i % 30)))  # and a stored 0
     values, columns = (np.concatenate(part) for part in zip(*pieces, strict=True))
-    shuffled = csr.canonical(values, columns, np.cumsum([0, *(len(part) for part, _ in pieces)]), 30)
+    shuffled = csr.canonical_rows(values, columns, np.cumsum([0, *(len(part) for part, _ in pieces)]), 30)
     for name in ("data", "indices", "indptr"):
         assert np.array_equal(getattr(shuffled, name), getattr(rows, name)), name
-    assert np.array_equal(csr.row_hashes(shuffled), csr.row_hashes(rows))
+    assert np.array_equal(csr.hash_rows(shuffled), csr.hash_rows(rows))
 
 
 def test_hashes_are_equal_for_equal_rows_alone(x):
@@ -37,27 +37,27 @@ def test_hashes_are_equal_for_equal_rows_alone(x):
     x[6, np.flatnonzero(x[6])[0]] = np.nextafter(x[6, np.flatnonzero(x[6])[0]], np.float32(9))
     x[7], x[8] = 0, 0
     for second in (False, True):
-        hashes = csr.row_hashes(rows_of(x), second)
+        hashes = csr.hash_rows(rows_of(x), second)
         assert (hashes[3], hashes[7]) == (hashes[5], hashes[8])
         assert len(np.unique(hashes)) == len(x) - 2
-    assert not np.isin(csr.row_hashes(rows_of(x)), csr.row_hashes(rows_of(x), second=True)).all()
+    assert not np.isin(csr.hash_rows(rows_of(x)), csr.hash_rows(rows_of(x), is_second=True)).all()
 
 
 def test_rows_are_checked_and_cast_as_dense_ones_are():
     x = np.zeros((7, 6))
     x[1, 2], x[2, 3], x[3, 0], x[4, 5], x[5, 1], x[6, :] = np.nan, np.inf, 1e300, 1e-300, 0.1, 0.5
     rows = rows_of(x)
-    finite, zero = csr.check(csr.as_float32(rows))
+    finite, zero = csr.find_finite_and_empty(csr.as_float32(rows))
     assert finite.tolist() == [True, False, False, False, True, True, True]
     assert zero.tolist() == [True, False, False, False, True, False, False]
-    assert csr.inexact(rows).tolist() == [False, False, False, False, True, True, False]
+    assert csr.changed_by_cast(rows).tolist() == [False, False, False, False, True, True, False]
     whole = rows_of(np.array([[2**24, 0], [2**24 + 1, 0], [0, -(2**24) - 1]]))
-    assert csr.inexact(whole).tolist() == [False, True, True]
+    assert csr.changed_by_cast(whole).tolist() == [False, True, True]
 
 
 @pytest.mark.parametrize(("dtype", "read"), [("f2", "f4"), ("?", "u1"), (">f4", "<f4"), ("u2", "u2"), ("f8", "f8")])
 def test_entries_have_a_dtype_that_can_be_computed_with(dtype, read):
-    rows = csr.canonical(np.array([1, 1], dtype), np.array([3, 1]), np.array([0, 1, 2]), 5)
+    rows = csr.canonical_rows(np.array([1, 1], dtype), np.array([3, 1]), np.array([0, 1, 2]), 5)
     assert (rows.dtype, rows.toarray().tolist()) == (np.dtype(read), [[0, 0, 0, 1, 0], [0, 1, 0, 0, 0]])
     assert csr.entry_dtype(np.dtype(dtype)) == np.dtype(read)
 
@@ -67,4 +67,4 @@ def test_the_densest_rows_are_found_however_they_come(pieces):
     counts = np.random.default_rng(0).poisson(5, 1000)
     counts[300:520] = 20
     expected = max(counts[first : first + csr.WINDOW_ROWS].sum() for first in range(0, 1000, csr.WINDOW_ROWS))
-    assert csr.densest_window(np.split(counts, np.cumsum(pieces)[:-1])) == expected
+    assert csr.max_window_entries(np.split(counts, np.cumsum(pieces)[:-1])) == expected

@@ -4,7 +4,7 @@ import numpy as np
 from scipy.spatial.distance import cdist
 from threadpoolctl import threadpool_limits
 
-from dumap.kernels.kmeans import kmeans, move_to_means
+from dumap.kernels.kmeans import kmeans, move_centroids_to_means
 
 
 def test_kmeans_gives_one_answer_on_any_number_of_threads():
@@ -29,5 +29,5 @@ def test_kmeans_finds_what_is_apart_and_no_more_than_is_distinct():
 def test_centroids_move_to_the_means_of_their_rows_and_stay_where_they_have_none():
     x = np.array([[0, 2], [4, 0], [2, 1]], np.float32)
     centroids = np.array([[9, 9], [7, 7]], np.float32)
-    move_to_means(x, np.zeros(3, np.int64), centroids)
+    move_centroids_to_means(x, np.zeros(3, np.int64), centroids)
     assert centroids.tolist() == [[2, 1], [7, 7]]

@@ -9,10 +9,10 @@ SEED = 42
 
 
 def test_the_pool_is_drawn_anew_each_epoch_from_all_rows():
-    pools = [kernel.pool_rows(SEED, epoch, 50) for epoch in range(3)]
+    pools = [kernel.draw_pool_rows(SEED, epoch, 50) for epoch in range(3)]
     assert all(np.bincount(pool, minlength=50).min() > 40 for pool in pools)
     assert len({pool.tobytes() for pool in pools}) == 3
-    assert (kernel.pool_rows(SEED, 0, 1) == 0).all()
+    assert (kernel.draw_pool_rows(SEED, 0, 1) == 0).all()
 
 
 @pytest.mark.parametrize("n_components", [1, 2, 3, 70])

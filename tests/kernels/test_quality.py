@@ -10,7 +10,7 @@ from sklearn.manifold import trustworthiness
 from dumap.kernels import neighbors, quality
 
 
-def lists(queries: int, k: int) -> tuple[np.ndarray, np.ndarray]:
+def empty_lists(queries: int, k: int) -> tuple[np.ndarray, np.ndarray]:
     """Return empty lists of ids and distances."""
     return np.full((queries, k), -1, np.int64), np.full((queries, k), np.inf, np.float32)
 
@@ -24,7 +24,7 @@ def test_the_nearest_of_all_blocks_are_kept_ties_by_id(seed, n, k, cuts):
     ids = rng.permutation(100)[:n]
     ids[rng.random(n) < 0.1] = -1
     skip = np.array([ids[0], 1000, ids[-1]])
-    indices, distances = lists(3, k)
+    indices, distances = empty_lists(3, k)
     parts = np.split(rng.permutation(n), sorted(min(cut, n) for cut in cuts))
     for part in parts:
         quality.keep_nearest(np.ascontiguousarray(block[:, part]), ids[part], skip, indices, distances)
@@ -44,7 +44,7 @@ def test_counts_add_up_to_the_rows_nearer_than_each_limit(seed, cut):
     limits = np.sort(rng.integers(0, 10, (3, 5)).astype(np.float32), axis=1)
     counts = np.zeros((3, 5), np.int64)
     for part in (slice(0, cut), slice(cut, 20)):
-        quality.count_nearer(np.ascontiguousarray(block[:, part]), ids[part], skip, limits, counts)
+        quality.count_between_limits(np.ascontiguousarray(block[:, part]), ids[part], skip, limits, counts)
     others = (ids != skip[:, None]) & (ids >= 0)
     expected = (others[:, :, None] & (block[:, :, None] < limits[:, None])).sum(axis=1)
     assert np.array_equal(np.cumsum(counts, axis=1), expected)
@@ -62,13 +62,13 @@ def test_squared_distances_are_never_below_zero():
 def test_distances_of_a_metric_fill_the_block():
     x = np.random.default_rng(0).normal(size=(30, 4)).astype(np.float32)
     out = np.empty((5, 30), np.float32)
-    quality.metric_distances(x[:5], x, neighbors.distance_function("manhattan"), (), out)
+    quality.write_metric_distances(x[:5], x, neighbors.distance_function("manhattan"), (), out)
     np.testing.assert_allclose(out, cdist(x[:5], x, "cityblock"), rtol=1e-5)
 
 
 def test_overlap_is_the_share_found_wherever_it_stands():
     listed, exact = np.array([[1, 2, 3], [4, 5, 6], [7, 8, 9]]), np.array([[3, 1], [9, 4], [0, 1]])
-    assert quality.overlap(listed, exact).tolist() == [1.0, 0.5, 0.0]
+    assert quality.listed_share(listed, exact).tolist() == [1.0, 0.5, 0.0]
 
 
 @pytest.mark.parametrize("k", [1, 5, 15])
@@ -78,11 +78,11 @@ def test_trustworthiness_is_that_of_scikit_learn(k, noise):
     x = rng.normal(size=(90, 5)).astype(np.float32)
     y = x[:, :2] + noise * rng.normal(size=(90, 2)).astype(np.float32)
     queries = np.arange(90)
-    near, _ = neighbors.exhaustive(y, queries, k, "euclidean", {})
+    near, _ = neighbors.search_exhaustively(y, queries, k, "euclidean", {})
     distances = cdist(x, x).astype(np.float32)
     limits = np.sort(np.take_along_axis(distances, near, axis=1), axis=1)
     counts = np.zeros(limits.shape, np.int64)
-    quality.count_nearer(distances, queries, queries, limits, counts)
+    quality.count_between_limits(distances, queries, queries, limits, counts)
     trust = quality.trustworthiness(np.cumsum(counts, axis=1) + 1, 90)
     assert trust == pytest.approx(trustworthiness(x, y, n_neighbors=k), abs=1e-9)
     assert trust < 1

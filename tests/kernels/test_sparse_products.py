@@ -11,17 +11,22 @@ DIMS = 200
 
 def near(rows, metric, limits):
     """Return which pairs are not ruled out at limits of squared distances, (n, n)."""
-    x = pairs.SparseRows.of(rows, metric)
-    scaled, every = sparse_products.ScaledRows.of(x), np.arange(rows.shape[0])
-    tile = sparse_products.make_tile(x, scaled, every, np.empty(DIMS, np.int32))
-    products, room = np.empty(len(every), np.float32), np.empty(DIMS + sparse_products.COLUMNS, np.int64)
+    x = pairs.SparseRows.from_csr(rows, metric)
+    scaled, every = sparse_products.ScaledRows.from_sparse_rows(x), np.arange(rows.shape[0])
+    tile = sparse_products.index_tile(x, scaled, every, np.empty(DIMS, np.int32))
+    products, column_buffer = (
+        np.empty(len(every), np.float32),
+        np.empty(DIMS + sparse_products.DENSE_COLUMNS_AT_ONCE, np.int64),
+    )
     out = np.zeros((len(every), len(every)), bool)
     for i in every:
-        sparse_products.add_products(x, i, scaled.factors[i], tile, 0, products, room, room.astype("f4"))
+        sparse_products.write_tile_products(
+            x, i, scaled.factors[i], tile, 0, products, column_buffer, column_buffer.astype("f4")
+        )
         for j in every:
             at, limit = slice(j, j + 1), np.float32(limits[i, j] * scaled.unit)
             ends = scaled.means[at], scaled.halves[at], np.array([limit])
-            out[i, j] = sparse_products.count_near(products[at], scaled.means[i], scaled.halves[i], limit, *ends)
+            out[i, j] = sparse_products.count_near_rows(products[at], scaled.means[i], scaled.halves[i], limit, *ends)
     return out
 
 
@@ -38,7 +43,7 @@ def random_rows(scale):
 @pytest.mark.parametrize("metric", ["euclidean", "cosine", "correlation"])
 def test_no_pair_within_its_limit_is_ruled_out(metric, scale):
     rows = random_rows(scale)
-    x = pairs.SparseRows.of(rows, metric)
+    x = pairs.SparseRows.from_csr(rows, metric)
     squared = np.array([[pairs.sparse_distance(x, i, j) for j in range(60)] for i in range(60)])
     assert near(rows, metric, squared).all()
 
@@ -46,7 +51,7 @@ def test_no_pair_within_its_limit_is_ruled_out(metric, scale):
 @pytest.mark.parametrize("metric", ["euclidean", "cosine", "correlation"])
 def test_pairs_beyond_their_limit_are_ruled_out(metric):
     rows = random_rows(1)[30:]
-    x = pairs.SparseRows.of(rows, metric)
+    x = pairs.SparseRows.from_csr(rows, metric)
     squared = np.array([[pairs.sparse_distance(x, i, j) for j in range(30)] for i in range(30)])
     others = ~np.eye(30, dtype=bool)
     assert not near(rows, metric, 0.999 * squared)[others].any()

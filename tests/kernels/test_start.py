@@ -5,7 +5,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import scipy.sparse as sparse
-from graphs import ROWS, grid, random_graph, shards, smoothest
+from graphs import ROWS, grid, laplacian_eigenvectors, random_graph, split_graph
 
 from dumap.kernels import start
 
@@ -16,22 +16,22 @@ def graph():
     return random_graph()
 
 
-def paged(graph: sparse.csr_matrix, state: np.ndarray, pages=(0, 30, 31, 100, ROWS)):
+def split_with_pages(graph: sparse.csr_matrix, row_values: np.ndarray, pages=(0, 30, 31, 100, ROWS)):
     """Cut a graph into shards; with each come calls, a page of the state each: cursor, first row, page."""
-    for indptr, tails, weights, low in shards(graph):
-        cursor = indptr[:-1].copy()
-        yield indptr, tails, weights, low, [(cursor, a, state[a:b]) for a, b in pairwise(pages)]
+    for indptr, tails, weights, low in split_graph(graph):
+        edge_cursors = indptr[:-1].copy()
+        yield indptr, tails, weights, low, [(edge_cursors, a, row_values[a:b]) for a, b in pairwise(pages)]
 
 
 # labels ----------------------------------------------------------------------------------------
 
 
-def labels_at_ends(graph: sparse.csr_matrix, labels: np.ndarray):
+def labels_of_tails(graph: sparse.csr_matrix, labels: np.ndarray):
     """Yield each shard with the labels at the ends of its edges."""
-    for indptr, tails, weights, low, pages in paged(graph, labels):
+    for indptr, tails, weights, low, pages in split_with_pages(graph, labels):
         ends = np.full(len(tails), -99, labels.dtype)
         for page in pages:
-            start.look_up(indptr, tails, *page, ends)
+            start.look_up_tail_labels(indptr, tails, *page, ends)
         assert np.array_equal(ends, labels[tails])
         yield indptr, tails, weights, low, ends
 
@@ -39,21 +39,21 @@ def labels_at_ends(graph: sparse.csr_matrix, labels: np.ndarray):
 def test_labels_spread_along_the_strongest_edges_however_the_graph_is_cut(graph):
     labels = np.full(ROWS, start.UNLABELLED, np.int32)
     labels[::17] = np.arange(len(labels[::17]))
-    dense, expected, alone = graph.toarray(), labels.copy(), np.diff(graph.indptr) == 0
+    dense, expected, has_no_edge = graph.toarray(), labels.copy(), np.diff(graph.indptr) == 0
     for i in np.flatnonzero(labels < 0):
         labelled_weights = np.where(labels >= 0, dense[i], 0)
         if labelled_weights.any():
             expected[i] = labels[labelled_weights.argmax()]
-    expected[alone] = -2 - np.flatnonzero(alone)
+    expected[has_no_edge] = -2 - np.flatnonzero(has_no_edge)
     out, counts = labels.copy(), np.zeros(2, int)
-    for indptr, _, weights, low, ends in labels_at_ends(graph, labels):
+    for indptr, _, weights, low, ends in labels_of_tails(graph, labels):
         labels_of_shard = out[low : low + len(indptr) - 1]
         positions = np.arange(low, low + len(indptr) - 1)
         counts += start.spread_labels(indptr, weights, ends, positions, labels_of_shard)
     assert np.array_equal(out, expected)
-    assert alone.any()
+    assert has_no_edge.any()
     assert counts[1] == (expected == start.UNLABELLED).sum() > 0
-    assert counts[0] == (labels != expected).sum() > alone.sum()
+    assert counts[0] == (labels != expected).sum() > has_no_edge.sum()
 
 
 def test_rows_without_edges_are_settled_in_one_pass():
@@ -70,9 +70,9 @@ def test_every_component_left_over_has_a_lowest_row_of_its_own(graph):
     labels[member == member[graph.indices[0]]] = 0
     before = labels.copy()
     counts = np.zeros(2, int)
-    for indptr, tails, _, low in shards(graph):
+    for indptr, tails, _, low in split_graph(graph):
         positions = np.arange(low, low + len(indptr) - 1)
-        counts += start.label_lowest(indptr, tails, positions, labels[positions[0] : positions[-1] + 1], 3)
+        counts += start.label_lowest_hashes(indptr, tails, positions, labels[positions[0] : positions[-1] + 1], 3)
     chosen = np.flatnonzero(labels < start.UNLABELLED)
     assert np.array_equal(labels[chosen], -2 - chosen)
     assert counts.tolist() == [len(chosen), (labels == start.UNLABELLED).sum()]
@@ -100,26 +100,26 @@ def test_label_sources_are_drawn_by_rows_alone():
 
 def test_rows_are_placed_by_their_labels():
     coarse = np.array([[1.0, 2.0], [np.nan, np.nan], [5.0, 6.0]])
-    y = start.interpolate(np.array([2, 0, -7, -7, -9], np.int32), coarse, 42)
+    y = start.place_at_labels(np.array([2, 0, -7, -7, -9], np.int32), coarse, 42)
     assert y[:2].tolist() == [[5, 6], [1, 2]]
-    anywhere = start.random_box(42, np.array([5, 5, 7]), 2) / start.SPAN
+    anywhere = start.draw_in_box(42, np.array([5, 5, 7]), 2) / start.BOX_SIDE
     np.testing.assert_allclose(y[2:], [1, 2] + 4 * anywhere, rtol=1e-6)
-    assert start.interpolate(np.array([-2]), coarse[:0], 42).shape == (1, 2)
+    assert start.place_at_labels(np.array([-2]), coarse[:0], 42).shape == (1, 2)
 
 
 # rows ------------------------------------------------------------------------------------------
 
 
-def smoothed(graph: sparse.csr_matrix, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def smooth_by_pages(graph: sparse.csr_matrix, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Smooth coordinates shard by shard; add up the moments."""
     out, moments = np.empty_like(y), np.zeros((6, y.shape[1]))
-    for indptr, tails, weights, low, pages in paged(graph, y):
+    for indptr, tails, weights, low, pages in split_with_pages(graph, y):
         shard = slice(low, low + len(indptr) - 1)
         sums, totals = np.zeros((len(indptr) - 1, y.shape[1])), np.zeros(len(indptr) - 1)
-        for cursor, first, page in pages:
-            start.add_neighbors(indptr, tails, weights, cursor, first, page, sums, totals)
-        out[shard], more = start.smooth(y[shard], sums, totals)
-        moments += more
+        for edge_cursors, first, page in pages:
+            start.add_neighbor_coordinates(indptr, tails, weights, edge_cursors, first, page, sums, totals)
+        out[shard], shard_moments = start.smooth_coordinates(y[shard], sums, totals)
+        moments += shard_moments
     return out, moments
 
 
@@ -128,7 +128,7 @@ def test_smooth_moves_rows_half_way_to_their_neighbors_however_the_graph_is_cut(
     dense = graph.toarray().astype(np.float64)
     total = dense.sum(axis=1, keepdims=True)
     expected = np.where(total > 0, (y + dense @ y / np.where(total > 0, total, 1)) / 2, y)
-    np.testing.assert_allclose(smoothed(graph, y)[0], expected, rtol=1e-6, atol=1e-7)
+    np.testing.assert_allclose(smooth_by_pages(graph, y)[0], expected, rtol=1e-6, atol=1e-7)
     assert (total == 0).any()
 
 
@@ -139,16 +139,16 @@ def test_the_residual_is_that_of_eigenvectors_of_the_walk():
         (matrix.data, matrix.indices, [*matrix.indptr, *[matrix.nnz] * (large - small)]), (large,) * 2
     )
     y = np.zeros((large, 2), np.float32)
-    y[:small] = 3 + smoothest(matrix, 2)
-    assert start.residual(smoothed(padded, y)[1]) < 1e-5
+    y[:small] = 3 + laplacian_eigenvectors(matrix, 2)
+    assert start.eigenvector_residual(smooth_by_pages(padded, y)[1]) < 1e-5
     y[:small] = np.random.default_rng(0).normal(size=(small, 2))
     degree = np.asarray(matrix.sum(axis=1)).ravel()
     centred = y[:small] - np.average(y[:small], axis=0, weights=degree)
-    walked = matrix @ centred / degree[:, None]
+    neighbor_means = matrix @ centred / degree[:, None]
     square = lambda v: (degree[:, None] * v**2).sum(axis=0)  # noqa: E731
-    quotient = (degree[:, None] * centred * walked).sum(axis=0) / square(centred)
-    expected = np.sqrt(square(walked - quotient * centred) / square(centred)).max()
-    assert start.residual(smoothed(padded, y)[1]) == pytest.approx(expected, rel=1e-4)
+    quotient = (degree[:, None] * centred * neighbor_means).sum(axis=0) / square(centred)
+    expected = np.sqrt(square(neighbor_means - quotient * centred) / square(centred)).max()
+    assert start.eigenvector_residual(smooth_by_pages(padded, y)[1]) == pytest.approx(expected, rel=1e-4)
     assert expected > 0.3
 
 
@@ -158,10 +158,10 @@ def test_coordinates_that_are_the_same_all_over_have_no_residual(edges):
     y = np.random.default_rng(0).normal(size=(108, 2)).astype(np.float32)
     if edges:
         y[:] = 0.1, 7
-    assert start.residual(smoothed(matrix, y)[1]) is None
+    assert start.eigenvector_residual(smooth_by_pages(matrix, y)[1]) is None
     if edges:
-        y[:, :1] = smoothest(matrix, 1)
-        assert start.residual(smoothed(matrix, y)[1]) < 1e-5
+        y[:, :1] = laplacian_eigenvectors(matrix, 1)
+        assert start.eigenvector_residual(smooth_by_pages(matrix, y)[1]) < 1e-5
 
 
 def test_the_box_is_filled_and_equal_rows_are_parted():
@@ -169,44 +169,44 @@ def test_the_box_is_filled_and_equal_rows_are_parted():
     y[50:] = y[50]
     y[:, 2] = 7
     low, high = y.min(axis=0).astype(float), y.max(axis=0).astype(float)
-    box = start.into_box(y, low, high, 42, 0)
+    box = start.stretch_to_box(y, low, high, 42, 0)
     assert box.dtype == np.float32
     np.testing.assert_allclose(box[:, :2].min(axis=0), 0, atol=1e-3)
-    np.testing.assert_allclose(box[:, :2].max(axis=0), start.SPAN, atol=1e-3)
+    np.testing.assert_allclose(box[:, :2].max(axis=0), start.BOX_SIDE, atol=1e-3)
     assert len(np.unique(box, axis=0)) == 100
     assert np.ptp(box[50:], axis=0).max() < 2e-3
-    assert np.array_equal(start.into_box(y[30:], low, high, 42, 30), box[30:])
+    assert np.array_equal(start.stretch_to_box(y[30:], low, high, 42, 30), box[30:])
 
 
 def test_random_coordinates_belong_to_rows():
-    box = start.random_box(42, np.arange(3000), 2)
-    assert np.array_equal(start.random_box(42, np.array([7, 2999]), 2), box[[7, 2999]])
+    box = start.draw_in_box(42, np.arange(3000), 2)
+    assert np.array_equal(start.draw_in_box(42, np.array([7, 2999]), 2), box[[7, 2999]])
     assert box.min() >= 0
-    assert box.max() < start.SPAN
-    np.testing.assert_allclose(box.mean(axis=0), start.SPAN / 2, atol=0.2)
+    assert box.max() < start.BOX_SIDE
+    np.testing.assert_allclose(box.mean(axis=0), start.BOX_SIDE / 2, atol=0.2)
     assert abs(np.corrcoef(box.T)[0, 1]) < 0.1
 
 
 def test_principal_axes_of_many_dims_are_found_from_the_products_of_rows():
     rng = np.random.default_rng(0)
     x = (rng.normal(size=(40, 3)) * [9, 5, 2] @ rng.normal(size=(3, 400)) + 7).astype(np.float32)
-    mean, axes = start.principal_axes(x, 3)
-    other_mean, other = start.principal_axes(x, 3, max_dims=320)
+    mean, axes = start.fit_pca(x, 3)
+    other_mean, other = start.fit_pca(x, 3, max_dims=320)
     np.testing.assert_array_equal(mean, other_mean)
     np.testing.assert_allclose(other, axes, atol=1e-5)
-    flat = start.principal_axes(np.ones((5, 400), np.float32), 8, max_dims=200)[1]
+    flat = start.fit_pca(np.ones((5, 400), np.float32), 8, max_dims=200)[1]
     assert flat.shape == (400, 8)
     assert np.isfinite(flat).all()
 
 
 def test_principal_axes_are_those_of_the_sample():
     x = np.random.default_rng(0).normal(2, [5, 3, 2, 1, 0.5], (5000, 5)).astype(np.float32)
-    mean, axes = start.principal_axes(x, 3)
+    mean, axes = start.fit_pca(x, 3)
     np.testing.assert_allclose(mean, x.mean(axis=0), rtol=1e-4)
     directions = np.linalg.svd(x - x.mean(axis=0, dtype=np.float64), full_matrices=False)[2][:3]
     np.testing.assert_allclose(np.abs((directions.T * axes).sum(axis=0)), 1, atol=1e-6)
     assert (axes[np.abs(axes).argmax(axis=0), np.arange(3)] > 0).all()
-    assert not start.principal_axes(x[:, :2], 4)[1][:, 2:].any()
+    assert not start.fit_pca(x[:, :2], 4)[1][:, 2:].any()
     out = np.empty((5000, 3))
-    start.project(x, mean, axes, out)
+    start.project_on_axes(x, mean, axes, out)
     np.testing.assert_allclose(out, (x - mean) @ axes, atol=1e-9)

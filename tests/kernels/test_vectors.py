@@ -18,7 +18,7 @@ def test_check_finds_what_is_not_finite_and_what_is_zero():
     x[1, 2], x[2, 0], x[3, 1] = np.nan, np.inf, -np.inf
     x[4], x[5] = 0, (0, -0.0, np.finfo(np.float32).smallest_subnormal)
     x[6] = (0, 0, -0.0)
-    finite, zero = vectors.check(x)
+    finite, zero = vectors.find_finite_and_zero(x)
     assert finite.tolist() == [True, False, False, False, True, True, True]
     assert zero.tolist() == [False, False, False, False, True, False, True]
 
@@ -60,12 +60,12 @@ def test_rows_without_direction_are_given_one_at_a_right_angle_to_all():
     assert vectors.add_zero_column(extended) is extended
 
 
-@pytest.mark.parametrize("metric", sorted(vectors.EUCLIDEAN_ORDER - {vectors.SPHERICAL}))
+@pytest.mark.parametrize("metric", sorted(vectors.EUCLIDEAN_ORDER_METRICS - {vectors.SPHERICAL}))
 def test_squared_distances_in_to_euclidean_are_the_metrics_distances(metric):
     x = np.random.default_rng(2).normal(1, 2, (30, 7)).astype(np.float32)
     x[::6] = 5 if metric == "correlation" else 0
     placed = vectors.to_euclidean(x, metric)
-    if metric in vectors.ANGULAR:
+    if metric in vectors.ANGULAR_METRICS:
         placed = vectors.add_zero_column(placed)
     distances = vectors.metric_from_squared(cdist(placed, placed, "sqeuclidean"), metric)
     distance = pynndescent_distance(vectors.BIT_METRICS.get(metric, metric))
@@ -75,7 +75,7 @@ def test_squared_distances_in_to_euclidean_are_the_metrics_distances(metric):
 
 @pytest.mark.parametrize("extent", [1.0, 0.3, 784.0, 1e25, 3.4e38, 1e-30, 1e-44, 0.0])
 def test_the_power_near_an_extent_brings_it_near_one(extent):
-    power = vectors.power_near(extent)
+    power = vectors.scale_to_one(extent)
     assert power.dtype == np.float32
     assert np.frexp(power)[0] == 0.5
     assert extent * float(power) < 4
@@ -87,7 +87,7 @@ def test_the_power_near_an_extent_brings_it_near_one(extent):
 words_of_key = st.integers(0, 3) | st.sampled_from([2**63, 2**64 - 1])
 
 
-def obvious_tally(keys):
+def reference_counts(keys):
     """Return each distinct key's first row and how often it is there, ascending."""
     tally = {}
     for row, key in enumerate(keys):
@@ -109,10 +109,10 @@ def test_tallies_join_to_the_tally_of_all(words, data):
     table = columns([], words), np.empty(0, np.int32), np.empty(0, np.int32)
     for low, high in zip([0, *cuts], [*cuts, len(keys)], strict=True):
         more = columns(keys[low:high], words), np.arange(low, high, dtype=np.int32), np.ones(high - low, np.int32)
-        joined = [np.concatenate(both, axis=-1) for both in zip(table, vectors.tally(*more), strict=True)]
-        table = vectors.tally(*joined)
+        joined = [np.concatenate(both, axis=-1) for both in zip(table, vectors.count_keys(*more), strict=True)]
+        table = vectors.count_keys(*joined)
     entries = list(zip(map(tuple, table[0].T.tolist()), table[1].tolist(), table[2].tolist(), strict=True))
-    assert entries == obvious_tally(keys)
+    assert entries == reference_counts(keys)
     assert (table[1].dtype, table[2].dtype) == (np.int32, np.int32)
 
 
@@ -122,7 +122,7 @@ def test_find_finds_keys_and_no_others(words, data):
     listed, keys = (data.draw(st.lists(st.tuples(*[words_of_key] * words), max_size=20)) for _ in range(2))
     listed = sorted(set(listed))
     expected = [listed.index(key) if key in listed else -1 for key in keys]
-    assert vectors.find(columns(keys, words), columns(listed, words)).tolist() == expected
+    assert vectors.look_up_keys(columns(keys, words), columns(listed, words)).tolist() == expected
 
 
 def test_squares_are_summed_in_any_order():
@@ -195,7 +195,7 @@ def test_a_difference_beyond_float32_is_its_greatest_number():
 
 @pytest.mark.parametrize("dtype", ["f4", "f2", "u1", "i2", "?"])
 def test_narrow_numbers_are_cast_alone(dtype):
-    assert not vectors.is_wide(np.dtype(dtype))
+    assert not vectors.exceeds_float32(np.dtype(dtype))
     x = np.arange(12).reshape(3, 4).astype(dtype)
     assert vectors.as_embedded(x, "euclidean", None).tobytes() == x.astype(np.float32).tobytes()
 
@@ -210,7 +210,7 @@ def test_narrow_numbers_are_cast_alone(dtype):
     ids=["float64", "int64", "uint64"],
 )
 def test_rows_are_told_that_a_cast_changes(values, expected):
-    assert vectors.inexact(values, vectors.as_float32(values)).tolist() == [bool(row) for row in expected]
+    assert vectors.changed_by_cast(values, vectors.as_float32(values)).tolist() == [bool(row) for row in expected]
 
 
 def test_the_middle_is_made_of_values_and_heeds_no_outlier():
@@ -226,7 +226,7 @@ def test_angles_on_the_sphere_are_haversine_distances():
     rng = np.random.default_rng(4)
     x = np.stack([np.arcsin(rng.uniform(-1, 1, 60)), rng.uniform(-np.pi, np.pi, 60)], axis=1)
     x[:2], x[2:4] = [[0.3, np.pi - 1e-4], [0.3, 1e-4 - np.pi]], [[np.pi / 2, 0.5], [np.pi / 2 - 1e-4, -2.0]]
-    centre = vectors.on_sphere(x[7:8])[0]
+    centre = vectors.to_sphere(x[7:8])[0]
     placed = vectors.as_embedded(x, "haversine", centre)
     distance = pynndescent_distance("haversine")
     expected = np.array([[distance(a, b) for b in x] for a in x])
@@ -241,12 +241,12 @@ def test_angles_on_the_sphere_are_haversine_distances():
 def test_places_a_metre_apart_are_told_apart():
     metre = 1 / 6_371_000
     north = np.arange(50)[:, None] * [metre, 0] + [0.9, 0.2]
-    placed = vectors.as_embedded(north, "haversine", vectors.on_sphere(north[20:21])[0])
+    placed = vectors.as_embedded(north, "haversine", vectors.to_sphere(north[20:21])[0])
     steps = [vectors.great_circle(a, b) / metre for a, b in itertools.pairwise(placed)]
     np.testing.assert_allclose(steps, 1, rtol=1e-4)
 
 
-@pytest.mark.parametrize("metric", sorted(vectors.EUCLIDEAN_ORDER))
+@pytest.mark.parametrize("metric", sorted(vectors.EUCLIDEAN_ORDER_METRICS))
 def test_limits_hold_all_that_is_as_near_and_little_more(metric):
     squared = np.linspace(0, 3.9, 400)
     limits = vectors.squared_from_metric(vectors.metric_from_squared(squared, metric), metric)
@@ -262,7 +262,7 @@ def test_bits_become_numbers_and_their_squared_distance_counts_those_that_differ
     bits = np.random.default_rng(0).random((20, 24)) < 0.5
     packed_bits = np.packbits(bits, axis=1)
     for values in (packed_bits, packed_bits.astype(np.float32)):
-        assert np.array_equal(vectors.unpacked(values, "bit_jaccard"), bits)
+        assert np.array_equal(vectors.unpack_bits(values, "bit_jaccard"), bits)
         x = vectors.as_embedded(values, "bit_hamming", None)
         assert x.shape == (20, vectors.embedded_dims("bit_hamming", 3))
         assert x.dtype == np.float32
@@ -270,4 +270,4 @@ def test_bits_become_numbers_and_their_squared_distance_counts_those_that_differ
     counts = vectors.metric_from_squared(squared, "bit_hamming")
     assert counts.tolist() == (bits[0] != bits[1:]).sum(axis=1).tolist()
     assert (vectors.squared_from_metric(counts, "bit_hamming") >= squared).all()
-    assert vectors.unpacked(packed_bits, "hamming") is packed_bits
+    assert vectors.unpack_bits(packed_bits, "hamming") is packed_bits

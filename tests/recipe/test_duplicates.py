@@ -187,11 +187,11 @@ def test_rows_whose_first_hashes_collide_are_not_duplicates(digits_300, configur
     from dumap.planning.budget import tally_buckets
     from dumap.stages import vectors as stage
 
-    hashes = hashing.row_hashes
+    hashes = hashing.hash_rows
     monkeypatch.setattr(
         stage.hashing,
-        "row_hashes",
-        lambda rows, second=False: hashes(rows, True) if second else hashes(rows) * np.uint64(0),
+        "hash_rows",
+        lambda rows, is_second=False: hashes(rows, True) if is_second else hashes(rows) * np.uint64(0),
     )
     config = configure(save(np.concatenate([digits_300, digits_300[5:8]]), 60), {**ONCE, "task_memory": 2**16})
     geometry = plan(config).geometry
@@ -204,5 +204,5 @@ def test_rows_whose_first_hashes_collide_are_not_duplicates(digits_300, configur
     for block, part in enumerate(part_names("distinct", geometry.blocks)):
         stage.find_duplicates(job, part, buckets, 300)
         duplicates, firsts = read_duplicates(job.run, block)
-        first_of |= dict(zip((duplicates + geometry.block(block)[0]).tolist(), firsts.tolist(), strict=True))
+        first_of |= dict(zip((duplicates + geometry.rows_of_block(block)[0]).tolist(), firsts.tolist(), strict=True))
     assert first_of == {300: 5, 301: 6, 302: 7}

@@ -198,7 +198,7 @@ def test_plans_tell_entries_and_follow_dense_rows(configure, new_path):
     assert f"3000 rows x 500 columns, {-(-np.count_nonzero(dense) // 3000)} entries each in the mean" in str(made[0])
     for plan, data in zip(made, (x, even), strict=True):
         counts, geometry = np.count_nonzero(data, axis=1), plan.geometry
-        spans = (geometry.block(number) for number in range(geometry.blocks))
+        spans = (geometry.rows_of_block(number) for number in range(geometry.blocks))
         assert max(counts[slice(*span)].sum() for span in spans) <= geometry.block_entries
 
 

@@ -126,7 +126,7 @@ def test_each_audit_draws_rows_of_its_own_while_there_are_others(configure, digi
     pieces = [is_query(job, rows[part], 1, len(rows)) for part in (slice(0, 333), slice(333, 1000))]
     assert np.array_equal(np.concatenate(pieces), drawn[1]), "whatever the blocks"
     if queries == 100:
-        assert not np.array_equal(drawn[0], hashing.draws(1, hashing.QUERIES, rows) < 2**64 // 10), "by the seed"
+        assert not np.array_equal(drawn[0], hashing.draw_words(1, hashing.QUERIES, rows) < 2**64 // 10), "by the seed"
 
 
 # repairs -----------------------------------------------------------------------------------------

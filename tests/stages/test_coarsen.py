@@ -14,7 +14,7 @@ from dumap.artifacts.coarsen import EDGES, LABEL_SOURCES, label_checkpoints
 from dumap.artifacts.graph import SHARDS, Graph
 from dumap.artifacts.job import Job
 from dumap.artifacts.part_names import COARSEN, GRAPH
-from dumap.kernels.coarse import WEIGHT_UNIT
+from dumap.kernels.coarse import UNITS_PER_WEIGHT
 from dumap.kernels.start import UNLABELLED
 from dumap.recipe.pipeline import plan, run
 from dumap.stages import coarsen
@@ -55,7 +55,7 @@ def test_the_coarse_graph_is_the_graph_added_up_by_labels(host_run, graph, label
     rows = np.flatnonzero(labels >= 0)
     members = sparse.csr_matrix((np.ones(len(rows)), (labels[rows], rows)), shape=(len(sizes), len(labels)))
     expected = (members @ graph.astype(np.float64) @ members.T).tocoo()
-    coarse = sparse.coo_matrix((sums / WEIGHT_UNIT, (pairs // len(sizes), pairs % len(sizes))), expected.shape)
+    coarse = sparse.coo_matrix((sums / UNITS_PER_WEIGHT, (pairs // len(sizes), pairs % len(sizes))), expected.shape)
     assert coarse.nnz == expected.nnz
     assert abs(coarse - expected).max() < 1e-3
 

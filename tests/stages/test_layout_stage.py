@@ -12,7 +12,7 @@ from dumap.artifacts.layout import LAYOUT_END, EpochState, last_epoch, layout_ch
 from dumap.artifacts.part_names import LAYOUT
 from dumap.errors import StorageError
 from dumap.kernels import edges, layout
-from dumap.kernels.pool import pool_rows, sort_pool
+from dumap.kernels.pool import draw_pool_rows, sort_pool
 from dumap.recipe.pipeline import plan, run
 from dumap.stages import layout as stage
 from dumap.stages.layout_common import layout_parameters
@@ -25,12 +25,12 @@ def test_the_epochs_are_the_kernels_one_after_another(host_run, configure, two_g
     config = configure(two_groups, {"layout.n_epochs": 20, "output": host_run.output})
     graph, parameters = Graph(store), layout_parameters(Job(config, plan(config).geometry))
     whole, rows = stack_edges(graph), graph.shards.rows
-    packed_edges = edges.pack(
+    packed_edges = edges.pack_edges(
         whole.indptr.astype(np.int64), whole.indices, whole.data, 0, whole.data.max(), 20, parameters.seed, rows
     )
     y, m, v = EpochState(store, graph, 0).read_shards(0, len(graph.shards)), *np.zeros((2, rows, 2), np.float32)
     for epoch in range(20):
-        pool, after = sort_pool(y[pool_rows(parameters.seed, epoch, rows)]), np.empty_like(y)
+        pool, after = sort_pool(y[draw_pool_rows(parameters.seed, epoch, rows)]), np.empty_like(y)
         layout.step_epoch(parameters, epoch, 0, rows, 0, 0, packed_edges, y, m, v, pool, after)
         y = after
     assert y.tobytes() == EpochState(store, graph, 20).read_shards(0, len(graph.shards)).tobytes()

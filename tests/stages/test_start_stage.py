@@ -42,7 +42,7 @@ def in_rows(done, values: np.ndarray) -> np.ndarray:
 def boxed(y: np.ndarray) -> np.ndarray:
     """Stretch coordinates to the box."""
     low, high = y.min(axis=0), y.max(axis=0)
-    return start.SPAN * (y - low) / (high - low)
+    return start.BOX_SIDE * (y - low) / (high - low)
 
 
 def interrupt() -> None:
@@ -60,7 +60,7 @@ def test_smoothing_moves_rows_half_way_to_their_neighbors(configure, two_groups)
     run_spectral_start(local_context(job), graph)
     labels, whole = label_checkpoints(job.run), stack_edges(graph)
     last_labels = labels.read(labels.latest(), "labels", 0, 5020)
-    y = start.interpolate(last_labels, job.run.read(START, COARSE, "y"), config.layout_seed).astype(np.float64)
+    y = start.place_at_labels(last_labels, job.run.read(START, COARSE, "y"), config.layout_seed).astype(np.float64)
     for _ in range(SMOOTHING_PASSES):
         y = (y + whole @ y / whole.sum(axis=1).A1[:, None]) / 2
     np.testing.assert_allclose(
@@ -78,7 +78,7 @@ def test_the_residual_does_not_depend_on_how_shards_are_divided(new_path, ranges
             out.attributes |= {"low": [0, 0], "high": [1, 1], "moments": moments[low:high].tolist()}
     find_bounding_box(SimpleNamespace(run=store), BOX, [f"smoothed-{low}" for low, _ in ranges], {})
     total = moments[0] + moments[1] + moments[2] + moments[3] + moments[4]
-    assert store.summary(START, BOX)["facts"]["residual"] == start.residual(total)
+    assert store.summary(START, BOX)["facts"]["residual"] == start.eigenvector_residual(total)
 
 
 def test_the_coarse_graph_is_laid_out_unless_told_otherwise(embed, digits):
@@ -86,8 +86,8 @@ def test_the_coarse_graph_is_laid_out_unless_told_otherwise(embed, digits):
     runs = [embed(digits[0][:1200], {"start.coarse_epochs": epochs}) for epochs in (20, 0)]
     assert [done.facts("start")["coarse_epochs"] for done in runs] == [20, 0]
     spans = [np.ptp(starts_of(done), axis=0) for done in runs]
-    assert (np.abs(spans[0] - coarse.SPAN) > 0.1).any(), "not stretched to the box"
-    np.testing.assert_allclose(spans[1], coarse.SPAN, atol=0.01)
+    assert (np.abs(spans[0] - coarse.BOX_SIDE) > 0.1).any(), "not stretched to the box"
+    np.testing.assert_allclose(spans[1], coarse.BOX_SIDE, atol=0.01)
     losses = [done.facts("layout")["loss"][-1][1] for done in runs]
     assert losses[0] < losses[1]
 
@@ -98,7 +98,7 @@ def test_a_start_by_pca_is_the_rows_along_their_principal_axes(embed, digits_300
     axes = np.linalg.svd(centred, full_matrices=False)[2][:2].T
     expected, y = boxed(in_rows(done, centred @ axes)), starts_of(done)
     for axis in range(2):  # whose sign is not decided
-        turned = start.SPAN - expected[:, axis]
+        turned = start.BOX_SIDE - expected[:, axis]
         gap = min(np.abs(y[:, axis] - side).max() for side in (expected[:, axis], turned))
         assert gap < 2 * JITTER
 
@@ -106,8 +106,8 @@ def test_a_start_by_pca_is_the_rows_along_their_principal_axes(embed, digits_300
 def test_a_random_start_fills_the_box(embed, digits_300):
     starts = [starts_of(embed(digits_300, {"start.init": "random", "layout.seed": seed})) for seed in (1, 2)]
     for y in starts:
-        assert (y.min() >= 0, y.max() <= start.SPAN) == (True, True)
-        assert np.abs(np.histogram2d(*y.T, bins=3, range=[(0, start.SPAN)] * 2)[0] - 300 / 9).max() < 25
+        assert (y.min() >= 0, y.max() <= start.BOX_SIDE) == (True, True)
+        assert np.abs(np.histogram2d(*y.T, bins=3, range=[(0, start.BOX_SIDE)] * 2)[0] - 300 / 9).max() < 25
     assert not np.array_equal(*starts)
 
 
