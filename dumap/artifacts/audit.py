@@ -39,9 +39,9 @@ def query_groups(job: Job, number: int, chosen: np.ndarray) -> Iterator[tuple[sl
     step = queries_at_once(job.config, job.geometry.values_per_row)
     for group in np.unique(chosen // step).tolist():
         low, high = np.searchsorted(chosen, [group * step, (group + 1) * step]).tolist()
-        inside = chosen[low:high] - group * step
-        vectors = read_rows(job, AUDIT, f"queries-{number}", f"vectors-{group}", 0, int(inside[-1]) + 1)
-        yield slice(low, high), vectors[inside]
+        numbers = chosen[low:high] - group * step
+        vectors = read_rows(job, AUDIT, f"queries-{number}", f"vectors-{group}", 0, int(numbers[-1]) + 1)
+        yield slice(low, high), vectors[numbers]
 
 
 def last_audit_part(job: Job, prefix: str) -> str:

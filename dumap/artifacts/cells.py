@@ -180,7 +180,7 @@ class Cell:
         """Read rows of an array into `out`, in the given order. `convert` converts each piece that is read."""
         out_rows = np.full(len(self.positions), -1, np.int32)
         out_rows[rows] = np.arange(len(rows))
-        out_rows, whole = out_rows[self.inverse_order], len(rows) == len(self.positions)
+        out_rows, is_whole = out_rows[self.inverse_order], len(rows) == len(self.positions)
         step, rows_read = max(1, self.job.geometry.block_rows // 4), 0
         for stage, spans in groupby(self.part_ranges, key=itemgetter(0)):
             requests, piece_rows = [], []
@@ -189,12 +189,12 @@ class Cell:
                     high = min(b, low + step)
                     piece_out = out_rows[rows_read : rows_read + high - low]
                     rows_read += high - low
-                    if whole or (piece_out >= 0).any():
+                    if is_whole or (piece_out >= 0).any():
                         requests.append((part, name, low, high))
                         piece_rows.append(piece_out)
             for piece_out, piece in zip(piece_rows, self.job.run.read_each(stage, requests), strict=True):
-                out[piece_out if whole else piece_out[piece_out >= 0]] = convert(
-                    piece if whole else piece[piece_out >= 0]
+                out[piece_out if is_whole else piece_out[piece_out >= 0]] = convert(
+                    piece if is_whole else piece[piece_out >= 0]
                 )
 
     def read_probes(self, rows: np.ndarray) -> np.ndarray:
@@ -227,19 +227,19 @@ class Cell:
 
     def read_sparse_vectors(self, rows: np.ndarray) -> csr_matrix:
         """Read the vectors of rows that are sparse, in the order given, as float32."""
-        job, wanted = self.job, np.full(len(self.positions), -1, np.int64)
-        wanted[rows] = np.arange(len(rows))
-        wanted, done, at = wanted[self.inverse_order], 0, []
+        job, out_rows = self.job, np.full(len(self.positions), -1, np.int64)
+        out_rows[rows] = np.arange(len(rows))
+        out_rows, done, piece_out_rows = out_rows[self.inverse_order], 0, []
         counts = np.zeros(len(rows), np.int64)
         for stage, part, a, b in self.part_ranges:  # first how many entries each row has, then the entries
-            at.append(wanted[done : done + b - a])
+            piece_out_rows.append(out_rows[done : done + b - a])
             done += b - a
-            found = np.diff(job.run.read(stage, part, "vectors_bounds", a, b + 1))
-            counts[at[-1][at[-1] >= 0]] = found[at[-1] >= 0]
+            entry_counts = np.diff(job.run.read(stage, part, "vectors_bounds", a, b + 1))
+            counts[piece_out_rows[-1][piece_out_rows[-1] >= 0]] = entry_counts[piece_out_rows[-1] >= 0]
         bounds = np.concatenate([[0], np.cumsum(counts)])
         columns, values = np.empty(bounds[-1], np.int32), np.empty(bounds[-1], np.float32)
         step = max(1, job.geometry.block_rows // 4)
-        for (stage, part, a, b), places in zip(self.part_ranges, at, strict=True):
+        for (stage, part, a, b), places in zip(self.part_ranges, piece_out_rows, strict=True):
             for low in range(a, b, step):
                 of_piece = places[low - a : low - a + step]
                 chosen = np.flatnonzero(of_piece >= 0)
@@ -258,7 +258,7 @@ def positions_of_given(job: Job, table: CellTable, rows: np.ndarray) -> np.ndarr
     before, gone, count = np.zeros(rows.shape, np.int64), rows < 0, job.geometry.rows - table.rows
     for low in range(0, count, DROPPED_PER_READ):
         dropped = job.run.read(CELLS, TABLE, "dropped", low, min(count, low + DROPPED_PER_READ))
-        at = np.searchsorted(dropped, rows)
-        before += at
-        gone |= dropped[np.minimum(at, len(dropped) - 1)] == rows
+        indices = np.searchsorted(dropped, rows)
+        before += indices
+        gone |= dropped[np.minimum(indices, len(dropped) - 1)] == rows
     return np.where(gone, -1, rows - before)

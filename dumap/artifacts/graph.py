@@ -83,8 +83,8 @@ class Graph:
         rows = occurrences - self.occurrence_offsets[shards]
         has_duplicates = np.diff(self.occurrence_offsets) > np.diff(self.shards.offsets)
         for shard in np.unique(shards[has_duplicates[shards]]):
-            inside, (repeated, times) = shards == shard, self.read_repeated(shard, shard + 1)
-            rows[inside] = graph.rows_of_occurrences(rows[inside], repeated - self.shards.offsets[shard], times)
+            in_shard, (repeated, times) = shards == shard, self.read_repeated(shard, shard + 1)
+            rows[in_shard] = graph.rows_of_occurrences(rows[in_shard], repeated - self.shards.offsets[shard], times)
         return rows + starts
 
     @property

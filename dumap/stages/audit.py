@@ -57,13 +57,13 @@ def collect_queries(job: Job, part: str) -> None:
     """Collect the queries of one audit: their rows, vectors, positions and lists."""
     store, geometry, number = job.run, job.geometry, number_of(part)
     lists = NeighborLists(store, number)
-    among, step = count_distinct_rows(job), queries_at_once(job.config, geometry.values_per_row)
+    population, step = count_distinct_rows(job), queries_at_once(job.config, geometry.values_per_row)
     rows, positions, groups = [np.empty(0, np.int64)], [np.empty(0, np.int64)], 0
     waiting = empty_rows(job)
     with store.part(AUDIT, part) as out:
         for block, name in enumerate(sample_parts(job)):
             row = store.read(VECTORS, name, "query_rows")
-            chosen = is_query(job, row, number, among)
+            chosen = is_query(job, row, number, population)
             if chosen.any():
                 rows.append(row[chosen])
                 positions.append(lists.table.positions(store, block)[rows[-1] - geometry.rows_of_block(block)[0]])
@@ -82,11 +82,11 @@ def collect_queries(job: Job, part: str) -> None:
 def read_listed_positions(lists: NeighborLists, positions: np.ndarray) -> np.ndarray:
     """Read the lists of positions, cell by cell, (n, width - 1) int64."""
     listed = np.full((len(positions), lists.read("indices", 0, 1).shape[1]), -1, np.int64)
-    homes = np.searchsorted(lists.table.offsets, positions, side="right") - 1
-    for home in np.unique(homes):
-        inside = homes == home
-        low, high = int(positions[inside].min()), int(positions[inside].max()) + 1
-        listed[inside] = lists.read("indices", low, high)[positions[inside] - low]
+    home_cells = np.searchsorted(lists.table.offsets, positions, side="right") - 1
+    for home_cell in np.unique(home_cells):
+        in_cell = home_cells == home_cell
+        low, high = int(positions[in_cell].min()), int(positions[in_cell].max()) + 1
+        listed[in_cell] = lists.read("indices", low, high)[positions[in_cell] - low]
     return listed
 
 
@@ -104,15 +104,15 @@ def search_blocks(job: Job, part: str, number: int) -> None:
             find_columns(positions, listed),
         )
         for group, queries in query_groups(job, number, np.arange(len(queried))):
-            found = ids[group], distances[group]
+            nearest = ids[group], distances[group]
             if job.config.neighbors.metric in vectors.EUCLIDEAN_ORDER_METRICS and not job.geometry.is_sparse:
                 search = make_exact_search(job, queries)
                 for tile, mapped in euclidean_tiles(job, queries, x):
-                    search.keep_nearest(mapped, positions[tile], queried[group], *found)
+                    search.keep_nearest(mapped, positions[tile], queried[group], *nearest)
                     search.measure_listed(mapped, columns_in_tile(columns[group], tile), listed_distances[group])
                 continue
             for tile, d in distances_by_tile(job, queries, x):
-                quality.keep_nearest(d, positions[tile], queried[group], *found)
+                quality.keep_nearest(d, positions[tile], queried[group], *nearest)
                 fill_distances(listed_distances[group], columns[group], tile, d)
     with store.part(AUDIT, part) as out:
         out.write("ids", ids)
@@ -137,11 +137,11 @@ def _merge_exact_parts(job: Job, part: str, parts: list[str]) -> None:
     arrays = ("ids", "distances", "listed_distances")
     ids, distances, listed = (store.read(AUDIT, first, array) for array in arrays)
     for name in names:
-        more, more_distances, nearer = (store.read(AUDIT, name, array) for array in arrays)
-        both, both_distances = np.hstack([ids, more]), np.hstack([distances, more_distances])
+        part_ids, part_distances, part_listed = (store.read(AUDIT, name, array) for array in arrays)
+        both, both_distances = np.hstack([ids, part_ids]), np.hstack([distances, part_distances])
         order = np.lexsort((both, both_distances), axis=1)[:, : ids.shape[1]]
         ids, distances = np.take_along_axis(both, order, 1), np.take_along_axis(both_distances, order, 1)
-        np.minimum(listed, nearer, out=listed)
+        np.minimum(listed, part_listed, out=listed)
     with store.part(AUDIT, part) as out:
         out.write("ids", ids)
         out.write("distances", distances)
@@ -216,7 +216,9 @@ def run(context: Context) -> dict:
     recalls = [figures.get("recall")]
     while recalls[-1] is not None and recalls[-1] < target and len(repairs) < settings.max_repairs:
         within = figures["recall_within_cells"]
-        repairs.append(repair_lists(context, len(repairs) + 1, inside=within is not None and within < target))
+        repairs.append(
+            repair_lists(context, len(repairs) + 1, should_compare_home_pairs=within is not None and within < target)
+        )
         figures = audit_lists(context, len(repairs))
         recalls.append(figures.get("recall"))
         if not repairs[-1]["gained"]:
@@ -239,7 +241,7 @@ def run(context: Context) -> dict:
 
 def audit_steps(geometry: Geometry, config: Config, queries: int) -> tuple[Step, ...]:
     """Return the steps of one audit."""
-    blocks, groups, grouped, asked = (
+    blocks, groups, grouped, asked_cells = (
         geometry.blocks,
         geometry.groups,
         geometry.group_blocks,
@@ -247,7 +249,7 @@ def audit_steps(geometry: Geometry, config: Config, queries: int) -> tuple[Step,
     )
     query_parts = -(-queries // queries_at_once(config, geometry.values_per_row))
     return (
-        Step(1, blocks + groups + asked + 2, 3 * blocks + asked + 1),
+        Step(1, blocks + groups + asked_cells + 2, 3 * blocks + asked_cells + 1),
         Step(groups, 4, 3 + grouped * (1 + query_parts), grouped),
         *summed_steps(groups, 3),
         Step(1, 3, 7 + query_parts),
@@ -256,24 +258,28 @@ def audit_steps(geometry: Geometry, config: Config, queries: int) -> tuple[Step,
 
 def project(geometry: Geometry, config: Config, worker_memory: int) -> StageProjection:
     """Project what the stage will take with the most repairs that are allowed."""
-    k, index, rows = config.neighbors.search_k, geometry.index_dtype.itemsize, geometry.rows
-    queries, times = min(config.audit.queries, rows), max_audits(config)
-    repairs = times - 1
-    sent = SENT_ROWS * rows * sent_row_bytes(config, geometry)
-    halo = sent // repair_waves(config, geometry, SENT_ROWS)  # of one wave at a time
-    offers, lists = (SENT_ROWS + 1) * rows * k * (index + 4), rows * k * (index + 5)
+    k, index_bytes, rows = config.neighbors.search_k, geometry.index_dtype.itemsize, geometry.rows
+    queries, audit_count = min(config.audit.queries, rows), max_audits(config)
+    repairs = audit_count - 1
+    sent_bytes = SENT_ROWS * rows * sent_row_bytes(config, geometry)
+    halo_bytes = sent_bytes // repair_waves(config, geometry, SENT_ROWS)  # of one wave at a time
+    offer_bytes, list_bytes = (SENT_ROWS + 1) * rows * k * (index_bytes + 4), rows * k * (index_bytes + 5)
     query_bytes = queries * (geometry.values_per_row * 4 + 8 * k + 24)
     exact_bytes = queries * (2 * geometry.groups + 1) * (max(k, MAP_NEIGHBORS) * 12 + k * 4)
-    searched = times * (rows * (geometry.source_row_bytes + index) + 2 * exact_bytes + geometry.groups * query_bytes)
-    home = rows * (geometry.row_bytes + 3 * k * (index + 4))
+    searched_bytes = audit_count * (
+        rows * (geometry.source_row_bytes + index_bytes) + 2 * exact_bytes + geometry.groups * query_bytes
+    )
+    home_bytes = rows * (geometry.row_bytes + 3 * k * (index_bytes + 4))
     return StageProjection(
-        steps=audit_steps(geometry, config, queries) * times + repair_steps(geometry, config) * repairs,
-        shuffled_bytes=searched + repairs * (sent + offers + 2 * home),
-        disk_bytes=times * (exact_bytes + query_bytes) + repairs * lists + (halo + offers if repairs else 0),
+        steps=audit_steps(geometry, config, queries) * audit_count + repair_steps(geometry, config) * repairs,
+        shuffled_bytes=searched_bytes + repairs * (sent_bytes + offer_bytes + 2 * home_bytes),
+        disk_bytes=audit_count * (exact_bytes + query_bytes)
+        + repairs * list_bytes
+        + (halo_bytes + offer_bytes if repairs else 0),
         task_bytes=max(audit_bytes(config, geometry, queries), repair_bytes(config, geometry) if repairs else 0),
         temporary_bytes={
-            "search": times * exact_bytes
-            + (halo + offers + repairs * lists if repairs else 0)  # the lists of the last repair replace the first
+            "search": audit_count * exact_bytes  # the lists of the last repair replace the first
+            + (halo_bytes + offer_bytes + repairs * list_bytes if repairs else 0)
         },
     )
 

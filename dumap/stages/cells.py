@@ -73,43 +73,43 @@ def find_leaves(job: Job, part: str) -> None:
     dropped = is_left_out(job, block)
     x[dropped] = 0
     grown = read_tree(store)
-    near = tree.nearest_leaves(x, grown, min(ranked_leaves(job.geometry), len(grown.leaves)), LEAF_MARGIN)
-    near[dropped] = -1
+    nearest = tree.nearest_leaves(x, grown, min(ranked_leaves(job.geometry), len(grown.leaves)), LEAF_MARGIN)
+    nearest[dropped] = -1
     with store.part(CELLS, part) as out:
-        out.write("near", near)
-        loads = value_counts(near[~dropped, 0])
+        out.write("near", nearest)
+        leaf_counts = value_counts(nearest[~dropped, 0])
         if job.geometry.is_sparse:
             entries = np.diff(rows.indptr)
             out.write("entries", entries)
-            of_leaves = np.bincount(near[~dropped, 0], entries[~dropped]).astype(np.int64)
-            loads = np.column_stack([loads, of_leaves[loads[:, 0]]])
-        out.write("loads", loads)
+            leaf_entries = np.bincount(nearest[~dropped, 0], entries[~dropped]).astype(np.int64)
+            leaf_counts = np.column_stack([leaf_counts, leaf_entries[leaf_counts[:, 0]]])
+        out.write("loads", leaf_counts)
 
 
 def _sum_leaf_counts(job: Job, names: list[str]) -> np.ndarray:
     """Add up the rows of each leaf that parts have counted, and the entries of sparse rows, (1 or 2, leaves) int64."""
-    loads = np.zeros((1 + job.geometry.is_sparse, job.run.summary(CELLS, "tree")["leaves"]), np.int64)
-    for loads_of in job.run.read_each(CELLS, [(name, "loads", 0, None) for name in names]):
-        loads[:, loads_of[:, 0]] += loads_of[:, 1:].T
-    return loads
+    leaf_counts = np.zeros((1 + job.geometry.is_sparse, job.run.summary(CELLS, "tree")["leaves"]), np.int64)
+    for part_counts in job.run.read_each(CELLS, [(name, "loads", 0, None) for name in names]):
+        leaf_counts[:, part_counts[:, 0]] += part_counts[:, 1:].T
+    return leaf_counts
 
 
 def sum_leaf_counts(job: Job, part: str) -> None:
     """Add up the rows of each leaf over a range of blocks."""
-    loads = _sum_leaf_counts(job, part_names("near", job.geometry.blocks)[slice(*range_of(part))])
-    leaves = np.flatnonzero(loads[0])
+    leaf_counts = _sum_leaf_counts(job, part_names("near", job.geometry.blocks)[slice(*range_of(part))])
+    leaves = np.flatnonzero(leaf_counts[0])
     with job.run.part(CELLS, part) as out:
-        out.write("loads", np.stack([leaves, *loads[:, leaves]], axis=1))
+        out.write("loads", np.stack([leaves, *leaf_counts[:, leaves]], axis=1))
 
 
 def pack_leaves(job: Job, part: str) -> None:
     """Group the leaves into cells."""
     geometry = job.geometry
-    loads, *entries = _sum_leaf_counts(job, parts_to_sum("near", "loads", geometry.blocks))
-    for of_leaves in entries:  # a leaf of dense rows counts as if it had more of them
-        loads = np.maximum(loads, -(-of_leaves // geometry.entries) * (loads > 0))
+    leaf_counts, *entries = _sum_leaf_counts(job, parts_to_sum("near", "loads", geometry.blocks))
+    for leaf_entries in entries:  # a leaf of dense rows counts as if it had more of them
+        leaf_counts = np.maximum(leaf_counts, -(-leaf_entries // geometry.entries) * (leaf_counts > 0))
     min_rows = job.config.neighbors.search_k + 1
-    leaf_cells, pieces = cells.assign_leaves(loads, math.ceil(geometry.rows / geometry.cells), min_rows)
+    leaf_cells, pieces = cells.assign_leaves(leaf_counts, math.ceil(geometry.rows / geometry.cells), min_rows)
     with job.run.part(CELLS, part) as out:
         out.write("cells", leaf_cells)
         out.write("pieces", pieces)
@@ -145,33 +145,33 @@ def _sum_guest_counts(job: Job, names: list[str]) -> tuple[np.ndarray, np.ndarra
     int64.
     """
     count, priorities = job.run.summary(CELLS, "packing")["cells"], job.run.summary(CELLS, names[0])["priorities"]
-    homes, guests = np.zeros(count, np.int64), np.zeros((count, priorities), np.int64)
+    home_counts, guest_counts = np.zeros(count, np.int64), np.zeros((count, priorities), np.int64)
     read = job.run.read_each(CELLS, [(name, array, 0, None) for name in names for array in ("home_firsts", "guests")])
     for home_firsts, of_priority in zip(read, read, strict=True):
-        homes += np.diff(home_firsts)
-        guests.reshape(-1)[of_priority[:, 0]] += of_priority[:, 1]
-    return homes, guests
+        home_counts += np.diff(home_firsts)
+        guest_counts.reshape(-1)[of_priority[:, 0]] += of_priority[:, 1]
+    return home_counts, guest_counts
 
 
 def sum_guest_counts(job: Job, part: str) -> None:
     """Add up the home rows and the guests of each cell over a range of groups."""
     names = part_names("assign", job.geometry.groups)[slice(*range_of(part))]
-    homes, guests = _sum_guest_counts(job, names)
-    at = np.flatnonzero(guests)
+    home_counts, guest_counts = _sum_guest_counts(job, names)
+    nonzero = np.flatnonzero(guest_counts)
     with job.run.part(CELLS, part) as out:
-        out.write("home_firsts", np.concatenate([[0], np.cumsum(homes)]))
-        out.write("guests", np.stack([at, guests.reshape(-1)[at]], axis=1))
-        out.attributes["priorities"] = guests.shape[1]
+        out.write("home_firsts", np.concatenate([[0], np.cumsum(home_counts)]))
+        out.write("guests", np.stack([nonzero, guest_counts.reshape(-1)[nonzero]], axis=1))
+        out.attributes["priorities"] = guest_counts.shape[1]
 
 
 def limit_guests(job: Job, part: str) -> None:
     """Decide how many priorities of guests each cell admits, and find the position of each cell's first row."""
-    homes, guests = _sum_guest_counts(job, parts_to_sum("assign", "guest_sums", job.geometry.groups))
-    limits = cells.admitted_priorities(homes, guests)
-    turned_away = np.where(np.arange(guests.shape[1]) < limits[:, None], 0, guests)
+    home_counts, guest_counts = _sum_guest_counts(job, parts_to_sum("assign", "guest_sums", job.geometry.groups))
+    limits = cells.admitted_priorities(home_counts, guest_counts)
+    turned_away = np.where(np.arange(guest_counts.shape[1]) < limits[:, None], 0, guest_counts)
     with job.run.part(CELLS, part) as out:
         out.write("limits", limits)
-        out.write("offsets", np.concatenate([[0], np.cumsum(homes)]))
+        out.write("offsets", np.concatenate([[0], np.cumsum(home_counts)]))
         out.attributes["turned_away"] = int(turned_away.sum())
 
 
@@ -204,17 +204,17 @@ def tabulate_cells(job: Job, part: str) -> None:
 
     home = spans("assign", "home_firsts")
     guests = spans("counted" if limits["turned_away"] else "assign", "guest_firsts")
-    homes = home[:, :, 1].T.astype(np.int64)
-    of_homes = homes.sum(axis=0)
+    home_counts = home[:, :, 1].T.astype(np.int64)
+    home_totals = home_counts.sum(axis=0)
     load = (home[:, :, 1] + guests[:, :, 1]).sum(axis=1, dtype=np.int64)
     with store.part(CELLS, part) as out:
         out.write("home", home, 1)
         out.write("guests", guests, 1)
-        out.write("starts", np.cumsum(homes, axis=0) - homes + offsets[first:last], 1)
+        out.write("starts", np.cumsum(home_counts, axis=0) - home_counts + offsets[first:last], 1)
         out.attributes |= {"stored_rows": int(load.sum()), "largest": int(load.max()), "smallest": int(load.min())}
         if job.geometry.is_sparse:
             kinds = ("assign", "home_entries"), ("counted" if limits["turned_away"] else "assign", "guest_entries")
-            write_entry_counts(job, out, [sum_entry_counts(job, *kind, first, last) for kind in kinds], of_homes)
+            write_entry_counts(job, out, [sum_entry_counts(job, *kind, first, last) for kind in kinds], home_totals)
 
 
 ENTRY_FACTS: dict[str, Any] = {"entries": sum, "home_entries": max, "cell_entries": max, "mean_entries": max}
@@ -307,29 +307,36 @@ def steps_of(geometry: Geometry, config: Config) -> tuple[Step, ...]:
 
 def project(geometry: Geometry, config: Config, worker_memory: int) -> StageProjection:
     """Project what the stage will take."""
-    rows, block, index = geometry.rows, geometry.block_rows * geometry.dims, geometry.index_dtype.itemsize
-    sample, sorted_bytes = geometry.sample_rows * geometry.dims * 4, sorted_row_bytes(geometry) * rows
-    table = geometry.groups * geometry.cells * TABLE_BYTES
-    leaves, priorities = geometry.leaves * 48, geometry.cells * 256 * 24
-    block_bytes = block * (2 * geometry.itemsize + 12)
+    rows, block_values, index_bytes = geometry.rows, geometry.block_rows * geometry.dims, geometry.index_dtype.itemsize
+    sample_bytes, sorted_bytes = geometry.sample_rows * geometry.dims * 4, sorted_row_bytes(geometry) * rows
+    table_bytes = geometry.groups * geometry.cells * TABLE_BYTES
+    leaf_bytes, priority_bytes = geometry.leaves * 48, geometry.cells * 256 * 24
+    block_bytes = block_values * (2 * geometry.itemsize + 12)
     if geometry.is_sparse:
-        block_bytes = sparse_block_bytes(geometry) + block * 20 + geometry.block_rows * 16 * MAX_SPARSE_PROBES
-    near, counts = (
+        block_bytes = sparse_block_bytes(geometry) + block_values * 20 + geometry.block_rows * 16 * MAX_SPARSE_PROBES
+    nearest_bytes, count_bytes = (
         rows * 4 * ranked_leaves(geometry),
-        rows * 4 + min(geometry.groups * (priorities // 24), rows * 4) * 16,
+        rows * 4 + min(geometry.groups * (priority_bytes // 24), rows * 4) * 16,
     )
-    read = 2 * rows * geometry.source_row_bytes + sample + 3 * near + 2 * counts + 3 * table + rows * (index + 2)
+    read_bytes = (
+        2 * rows * geometry.source_row_bytes
+        + sample_bytes
+        + 3 * nearest_bytes
+        + 2 * count_bytes
+        + 3 * table_bytes
+        + rows * (index_bytes + 2)
+    )
     return StageProjection(
         steps=steps_of(geometry, config),
-        shuffled_bytes=read,
-        disk_bytes=sorted_bytes + near + counts + table + rows * (index + 1),
+        shuffled_bytes=read_bytes,
+        disk_bytes=sorted_bytes + nearest_bytes + count_bytes + table_bytes + rows * (index_bytes + 1),
         task_bytes=max(
-            block_bytes + geometry.block_rows * 128 + leaves,
-            sample * (5 if config.neighbors.metric == "correlation" else 4) + axes_bytes(geometry),
+            block_bytes + geometry.block_rows * 128 + leaf_bytes,
+            sample_bytes * (5 if config.neighbors.metric == "correlation" else 4) + axes_bytes(geometry),
             sort_bytes(geometry, config),
-            min(config.task_memory // 4, table) * 2 + priorities,
+            min(config.task_memory // 4, table_bytes) * 2 + priority_bytes,
         ),
-        temporary_bytes={"sorted": sorted_bytes, "near": near, "assign": counts},
+        temporary_bytes={"sorted": sorted_bytes, "near": nearest_bytes, "assign": count_bytes},
     )
 
 

@@ -52,11 +52,11 @@ def draw_label_sources(job: Job, part: str) -> None:
         out.attributes["count"] = sum(map(len, sources))
 
 
-def spread_labels(job: Job, part: str, lowest: bool) -> None:
+def spread_labels(job: Job, part: str, should_label_lowest: bool) -> None:
     """Run one label pass on a shard range: labels spread to rows that have none.
 
-    With `lowest`, rows that no label reaches get labels of their own instead. The rows that are left without a label
-    are the only ones whose edges the next pass needs.
+    With `should_label_lowest`, rows that no label reaches get labels of their own instead. The rows that are left
+    without a label are the only ones whose edges the next pass needs.
     """
     graph = Graph(job.run)
     number, begin, end = Checkpoints.parse_piece_name(part)
@@ -69,7 +69,7 @@ def spread_labels(job: Job, part: str, lowest: bool) -> None:
                 continue
             edges = read_unlabelled(job.run, graph, number - 1, shard, labels)
             positions, labels_of_rows = graph.shards.row_range(shard)[0] + edges.rows, labels[edges.rows]
-            if lowest:
+            if should_label_lowest:
                 counts = start.label_lowest_hashes(
                     edges.indptr, edges.tails, positions, labels_of_rows, job.config.seed
                 )
@@ -111,9 +111,9 @@ def merge_edges(job: Job, part: str, names: list[str]) -> None:
             np.concatenate([store.read(COARSEN, name, array, a, b) for name, a, b in spans if b > a] or [sums[0]])
             for array in ("pairs", "sums")
         ]
-        more = coarse.keep_strongest(*coarse.sum_equal_pairs(*arrays), count, coarse.max_row_edges(count))
-        pairs.append(more[0])
-        sums.append(more[1])
+        strongest = coarse.keep_strongest(*coarse.sum_equal_pairs(*arrays), count, coarse.max_row_edges(count))
+        pairs.append(strongest[0])
+        sums.append(strongest[1])
     for name in names:
         sizes += store.read(COARSEN, name, "sizes")
     with store.part(COARSEN, part) as out:
@@ -143,18 +143,27 @@ def run(context: Context) -> dict:
     ranges = pass_ranges(context, len(graph.shards))
     labels.uncommit_broken()
     context.compute(COARSEN, draw_label_sources, [LABEL_SOURCES])
-    passes, left, lowest = labels.latest(), -1, False
+    passes, left, should_label_lowest = labels.latest(), -1, False
     if passes:
-        left, lowest = (store.summary(COARSEN, labels.name(passes))[fact] for fact in ("left", "lowest"))
+        left, should_label_lowest = (store.summary(COARSEN, labels.name(passes))[fact] for fact in ("left", "lowest"))
     with labels.background_removal(passes):
         while left:
             finished = finished_pieces(store, labels, passes)
             pieces = [finished.get(ends) or labels.piece_name(passes + 1, *ends) for ends in ranges]
             unfinished = [piece for piece in pieces if piece not in finished.values()]
-            context.compute(COARSEN, spread_labels, unfinished, lowest=lowest, progress=(passes, passes + 2))
+            context.compute(
+                COARSEN,
+                spread_labels,
+                unfinished,
+                should_label_lowest=should_label_lowest,
+                progress=(passes, passes + 2),
+            )
             passes += 1
-            left, lowest = sum_fact(store, COARSEN, unfinished, "left"), not sum_fact(store, COARSEN, unfinished, "new")
-            labels.commit(passes, pieces, graph.shards.offsets, left=left, lowest=lowest)
+            left, should_label_lowest = (
+                sum_fact(store, COARSEN, unfinished, "left"),
+                not sum_fact(store, COARSEN, unfinished, "new"),
+            )
+            labels.commit(passes, pieces, graph.shards.offsets, left=left, lowest=should_label_lowest)
     if not store.is_committed(COARSEN, EDGES):
         singly = pairwise(range(len(graph.shards) + 1))  # a shard's pairs may be as many as its edges
         pieces = [f"{SUMMED_EDGES}-{labels.piece_name(passes, *shard)}" for shard in singly]
@@ -171,11 +180,11 @@ def label_passes(rows: int) -> int:
 
 def project(geometry: Geometry, config: Config, worker_memory: int) -> StageProjection:
     """Project what the stage will take."""
-    edges, index = 2 * config.neighbors.graph_k * geometry.rows, geometry.index_dtype.itemsize
+    edges, index_bytes = 2 * config.neighbors.graph_k * geometry.rows, geometry.index_dtype.itemsize
     if config.start.init != "spectral":
         return StageProjection((), 0, 0, 0)
     count, pages, passes = coarse_rows(geometry.rows), senders_of(geometry.shards), label_passes(geometry.rows)
-    kept = (
+    coarse_bytes = (
         16 * min(edges, count * coarse.max_row_edges(count)) + 8 * count
     )  # the edges and the row sizes of the coarse graph
     return StageProjection(
@@ -185,9 +194,9 @@ def project(geometry: Geometry, config: Config, worker_memory: int) -> StageProj
             Step(geometry.shards, pages + 5, pages + 5),
             Step(1, geometry.shards + 1, 3 * geometry.shards),
         ),
-        shuffled_bytes=GRAPH_READS * (edges * (index + 4) + geometry.rows * (8 + 3 * index)) + edges * 8,
-        disk_bytes=edges * 8 + geometry.rows * index + kept,
-        replaced_bytes=(passes - 1) * geometry.rows * index,
+        shuffled_bytes=GRAPH_READS * (edges * (index_bytes + 4) + geometry.rows * (8 + 3 * index_bytes)) + edges * 8,
+        disk_bytes=edges * 8 + geometry.rows * index_bytes + coarse_bytes,
+        replaced_bytes=(passes - 1) * geometry.rows * index_bytes,
         task_bytes=start_bytes(config, geometry.rows, min(geometry.shard_rows, geometry.rows)),
         temporary_bytes={SUMMED_EDGES: edges * 8},
     )

@@ -21,9 +21,9 @@ PIECE_BYTES = 64
 
 def number_pieces(job: Job, part: str) -> None:
     """Number the pieces of a shard; write which rows of later shards each leads to."""
-    shard, whole = number_of(part), Graph(job.run)
-    first, stop = whole.shards.row_range(shard)
-    indptr, tails = (job.run.read(GRAPH, whole.names[shard], array) for array in ("indptr", "tails"))
+    shard, whole_graph = number_of(part), Graph(job.run)
+    first, stop = whole_graph.shards.row_range(shard)
+    indptr, tails = (job.run.read(GRAPH, whole_graph.names[shard], array) for array in ("indptr", "tails"))
     labels = graph.find_components(indptr, np.where((tails >= first) & (tails < stop), tails - first, -1))
     count, later = int(labels.max(initial=-1)) + 1, tails >= stop
     heads = np.repeat(labels, np.diff(indptr))[later].astype(np.int64)
@@ -33,7 +33,9 @@ def number_pieces(job: Job, part: str) -> None:
         out.write("sizes", np.bincount(labels, minlength=count))
         out.write("tails", pairs // max(1, count))
         out.write("heads", pairs % max(1, count))
-        write_sorted_receivers(out, np.searchsorted(whole.shards.offsets, pairs // max(1, count), side="right") - 1)
+        write_sorted_receivers(
+            out, np.searchsorted(whole_graph.shards.offsets, pairs // max(1, count), side="right") - 1
+        )
         out.attributes["pieces"] = count
 
 
@@ -45,16 +47,16 @@ def index_tails(job: Job, part: str) -> None:
 
 def find_joined_pieces(job: Job, part: str) -> None:
     """Say which pieces of a shard are connected with pieces of earlier shards."""
-    store, shard, whole = job.run, number_of(part), Graph(job.run)
-    names, first = part_names("pieces", len(whole.shards)), whole.shards.row_range(shard)[0]
-    labels, found = store.read(GRAPH, names[shard], "labels"), [np.empty((0, 3), np.int64)]
+    store, shard, whole_graph = job.run, number_of(part), Graph(job.run)
+    names, first = part_names("pieces", len(whole_graph.shards)), whole_graph.shards.row_range(shard)[0]
+    labels, joined_pairs = store.read(GRAPH, names[shard], "labels"), [np.empty((0, 3), np.int64)]
     spans = read_received_ranges(store, GRAPH, "tails_index", len(names), shard).tolist()
     read = store.read_each(GRAPH, [(names[s], array, a, b) for s, a, b in spans for array in ("tails", "heads")])
     for (sender, *_), tails, heads in zip(spans, read, read, strict=True):
         triples = np.stack([labels[tails - first], np.full(len(tails), sender), heads], axis=1)
-        found.append(np.unique(triples, axis=0))
+        joined_pairs.append(np.unique(triples, axis=0))
     with store.part(GRAPH, part) as out:
-        out.write("pairs", np.concatenate(found))
+        out.write("pairs", np.concatenate(joined_pairs))
 
 
 def piece_offsets(job: Job) -> np.ndarray:
@@ -76,8 +78,8 @@ def reduce_joined_pieces(job: Job, part: str) -> None:
 
 def measure_components(job: Job, part: str) -> None:
     """Count the components; where the pieces are more than a task may hold, they are a bound of them."""
-    store, whole = job.run, Graph(job.run)
-    names, offsets = part_names("pieces", len(whole.names)), piece_offsets(job)
+    store, whole_graph = job.run, Graph(job.run)
+    names, offsets = part_names("pieces", len(whole_graph.names)), piece_offsets(job)
     is_bound = int(offsets[-1]) * PIECE_BYTES > job.config.task_memory
     sizes = np.concatenate(list(store.read_each(GRAPH, [(name, "sizes", 0, None) for name in names])))
     if not is_bound and len(names) > 1:
@@ -88,11 +90,11 @@ def measure_components(job: Job, part: str) -> None:
         out.attributes |= {
             "components": len(sizes),
             "components_are_a_bound": is_bound,
-            "largest_share": int(sizes.max()) / whole.shards.rows,
+            "largest_share": int(sizes.max()) / whole_graph.shards.rows,
             "smallest": int(sizes.min()),
             "small": int((sizes < job.config.neighbors.n_neighbors).sum()),
             "occurrence_offsets": np.cumsum(
-                [0, *(facts["occurrences"] for facts in store.summaries(GRAPH, whole.names))]
+                [0, *(facts["occurrences"] for facts in store.summaries(GRAPH, whole_graph.names))]
             ).tolist(),
         }
 

@@ -96,8 +96,8 @@ def distances_by_tile(job: Job, queries: Any, x: Any) -> Iterator[tuple[slice, n
 def find_columns(positions: np.ndarray, listed: np.ndarray) -> np.ndarray:
     """Find the index of each listed position among a block's positions; -1 if the block does not hold it."""
     order = np.argsort(positions)
-    at = order[np.minimum(np.searchsorted(positions, listed, sorter=order), len(positions) - 1)]
-    return np.where((positions[at] == listed) & (listed >= 0), at, -1)
+    columns = order[np.minimum(np.searchsorted(positions, listed, sorter=order), len(positions) - 1)]
+    return np.where((positions[columns] == listed) & (listed >= 0), columns, -1)
 
 
 def fill_distances(out: np.ndarray, columns: np.ndarray, tile: slice, distances: np.ndarray) -> None:

@@ -37,15 +37,15 @@ def set_duplicate_positions(job: Job, positions: np.ndarray, start: int) -> np.n
     for block in range(start // geometry.block_rows, -(-stop // geometry.block_rows)):
         local, first = read_duplicates(job.run, block)
         rows = local + geometry.rows_of_block(block)[0] - start
-        inside = (rows >= 0) & (rows < len(positions))
-        duplicates.append(rows[inside])
-        firsts.append(first[inside])
+        in_range = (rows >= 0) & (rows < len(positions))
+        duplicates.append(rows[in_range])
+        firsts.append(first[in_range])
     duplicate, first = np.concatenate(duplicates), np.concatenate(firsts)
     first_blocks = first // geometry.block_rows
     for block in np.unique(first_blocks).tolist():
         repeated, _ = read_repeated_rows(job.run, block)
-        at = np.searchsorted(repeated, first[first_blocks == block] - geometry.rows_of_block(block)[0])
-        positions[duplicate[first_blocks == block]] = read_repeated_positions(job.run, block)[at]
+        indices = np.searchsorted(repeated, first[first_blocks == block] - geometry.rows_of_block(block)[0])
+        positions[duplicate[first_blocks == block]] = read_repeated_positions(job.run, block)[indices]
     return duplicate
 
 
@@ -58,9 +58,9 @@ def write_chunk(job: Job, part: str) -> None:
     y = np.full((stop - start, job.config.layout.n_components), np.nan, np.float32)
     if job.config.input.unique:
         status[set_duplicate_positions(job, positions, start)] |= DUPLICATE
-    kept = np.flatnonzero((status & DROPPED) == 0)
-    if len(kept):
-        order = kept[np.argsort(positions[kept])]
+    kept_rows = np.flatnonzero((status & DROPPED) == 0)
+    if len(kept_rows):
+        order = kept_rows[np.argsort(positions[kept_rows])]
         y[order] = last_epoch_state(job.run, graph).read_at(positions[order])
     for shard in range(len(graph.shards)):
         isolated = graph.isolated_positions(shard)
@@ -69,7 +69,7 @@ def write_chunk(job: Job, part: str) -> None:
     with job.run.part(EMBEDDING, part) as out:
         out.write_rows("embedding", start, y)
         out.write_rows("status", start, status)
-        out.attributes["nonfinite"] = int((~np.isfinite(y[kept])).any(axis=1).sum())
+        out.attributes["nonfinite"] = int((~np.isfinite(y[kept_rows])).any(axis=1).sum())
 
 
 def run(context: Context) -> dict:

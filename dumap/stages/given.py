@@ -35,9 +35,9 @@ def fingerprint_list_range(job: Job, part: str) -> None:
 def write_block_positions(job: Job, part: str) -> None:
     """Write the positions and the status of a block's rows. Positions are in the input's order, less rows left out."""
     block = number_of(part)
-    kept = ~is_left_out(job, block)
+    is_kept = ~is_left_out(job, block)
     first = int(job.run.read(CELLS, TABLE, "firsts", block, block + 1)[0])
-    positions = np.where(kept, first + np.cumsum(kept) - 1, -1)
+    positions = np.where(is_kept, first + np.cumsum(is_kept) - 1, -1)
     with job.run.part(CELLS, part) as out:
         out.write("positions", positions.astype(job.geometry.index_dtype))
         out.write("status", read_status(job.run, block))
@@ -138,9 +138,9 @@ def write_given_lists(job: Job, part: str) -> None:
         positions = positions_of_given(job, table, np.arange(start, stop))
         ids, list_distances = read_given_lists(job, positions, start)
         listed = positions_of_given(job, table, ids).astype(indices.dtype)
-        kept = positions >= 0
-        rows = positions[kept] - table.offsets[cell]
-        neighbors.merge_lists(indices, distances, rows, listed[kept], list_distances[kept], positions[kept])
+        is_kept = positions >= 0
+        rows = positions[is_kept] - table.offsets[cell]
+        neighbors.merge_lists(indices, distances, rows, listed[is_kept], list_distances[is_kept], positions[is_kept])
     with job.run.part(NEIGHBORS, part) as out:
         write_lists(out, indices, distances)
 

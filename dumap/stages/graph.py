@@ -55,14 +55,14 @@ def sum_distances(job: Job, part: str) -> None:
     shards = RowRanges.of_size(CellTable(job.run).rows, job.geometry.shard_rows)
     distances = read_nearest(job, "distances", *shards.row_range(number_of(part)))
     present = np.isfinite(distances)
-    kept = present & (distances < disconnection_distance(job.config))
-    rows = np.where(kept, distances, 0).sum(axis=1, dtype=np.float64)
+    is_kept = present & (distances < disconnection_distance(job.config))
+    rows = np.where(is_kept, distances, 0).sum(axis=1, dtype=np.float64)
     sums = [math.fsum(rows[low : low + graph.GRAIN_ROWS]) for low in range(0, len(rows), graph.GRAIN_ROWS)]
     with job.run.part(GRAPH, part) as out:
         out.attributes |= {
             "distance_sums": sums,  # by grain, so that the total does not depend on the rows of a shard
-            "kept": int(kept.sum()),
-            "disconnected": int(present.sum() - kept.sum()),
+            "kept": int(is_kept.sum()),
+            "disconnected": int(present.sum() - is_kept.sum()),
             "missing": int((~present).sum()),
         }
 
@@ -157,9 +157,9 @@ def _read_repeated(job: Job, shard: int) -> tuple[np.ndarray, np.ndarray]:
         spans = read_received_ranges(job.run, GRAPH, "repeated_index", len(names), shard).tolist()
         arrays = ("sorted_positions", "sorted_times")
         read = job.run.read_each(GRAPH, [(names[block], array, a, b) for block, a, b in spans for array in arrays])
-        for some, of_some in zip(read, read, strict=True):
-            rows.append(some)
-            times.append(of_some)
+        for block_rows, block_times in zip(read, read, strict=True):
+            rows.append(block_rows)
+            times.append(block_times)
     order = np.argsort(np.concatenate(rows))
     return np.concatenate(rows)[order], np.concatenate(times)[order]
 
@@ -219,15 +219,22 @@ def run(context: Context) -> dict:
     even = len(RowRanges.of_size(rows, context.geometry.shard_rows))
     sums = part_names("summed", even)
     context.compute(GRAPH, sum_distances, sums)
-    kept, disconnected, missing = (sum_fact(store, GRAPH, sums, fact) for fact in ("kept", "disconnected", "missing"))
-    mean = math.fsum(part for name in sums for part in store.summary(GRAPH, name)["distance_sums"]) / (rows + kept)
+    kept_edges, disconnected, missing = (
+        sum_fact(store, GRAPH, sums, fact) for fact in ("kept", "disconnected", "missing")
+    )
+    mean = math.fsum(part for name in sums for part in store.summary(GRAPH, name)["distance_sums"]) / (
+        rows + kept_edges
+    )
     context.compute(GRAPH, weigh_edges, part_names("directed", even), mean_distance=mean)
     context.sum_in_ranges(GRAPH, sum_in_edges, "directed", "into", even)
     context.compute(GRAPH, cut_shards, [SHARDS])
     context.compute(GRAPH, index_edges, range_names("edges_index", even))
-    united, most = part_names("united", len(Graph(store).shards)), store.summary(GRAPH, SHARDS)["most_edges"]
-    what, advice = f"the fullest shard has {most} edges: many rows list the same", "a smaller neighbors.n_neighbors"
-    context.require_memory(GRAPH, most * EDGE_BYTES, what, f"{advice} in another output")
+    united, max_edges = part_names("united", len(Graph(store).shards)), store.summary(GRAPH, SHARDS)["most_edges"]
+    what, advice = (
+        f"the fullest shard has {max_edges} edges: many rows list the same",
+        "a smaller neighbors.n_neighbors",
+    )
+    context.require_memory(GRAPH, max_edges * EDGE_BYTES, what, f"{advice} in another output")
     if context.config.input.unique:
         blocks = context.geometry.blocks
         context.compute(GRAPH, find_repeated_positions, part_names("repeated_positions", blocks))
@@ -290,17 +297,19 @@ def steps_of(geometry: Geometry, unique: bool) -> tuple[Step, ...]:
 
 def project(geometry: Geometry, config: Config, worker_memory: int) -> StageProjection:
     """Project what the stage will take."""
-    rows, index, unique = geometry.rows, geometry.index_dtype.itemsize, config.input.unique
+    rows, index_bytes, unique = geometry.rows, geometry.index_dtype.itemsize, config.input.unique
     k, shard_rows = config.neighbors.graph_k, min(geometry.shard_rows, geometry.rows)
     return StageProjection(
         steps=steps_of(geometry, unique),
-        shuffled_bytes=rows * (3 * config.neighbors.search_k * (index + 4) + k * (4 * index + 16) + 12),
-        disk_bytes=rows * (k * (2 * index + 8) + 4 + unique * (8 + index)) + 2 * k * rows * (index + 4),
+        shuffled_bytes=rows * (3 * config.neighbors.search_k * (index_bytes + 4) + k * (4 * index_bytes + 16) + 12),
+        disk_bytes=rows * (k * (2 * index_bytes + 8) + 4 + unique * (8 + index_bytes))
+        + 2 * k * rows * (index_bytes + 4),
         task_bytes=max(
             int(shard_rows * (k * MAX_EDGES_PER_NEIGHBOR * EDGE_BYTES + (config.neighbors.search_k - k) * 16)),
-            min(config.task_memory, rows * (index + 2)) + 2 * k * shard_rows * index,  # pieces of components
+            min(config.task_memory, rows * (index_bytes + 2))
+            + 2 * k * shard_rows * index_bytes,  # pieces of components
         ),
-        temporary_bytes={"directed": rows * k * (2 * index + 8), "pieces": rows * 4},
+        temporary_bytes={"directed": rows * k * (2 * index_bytes + 8), "pieces": rows * 4},
     )
 
 

@@ -136,25 +136,36 @@ def run(context: Context) -> dict:
 def project(geometry: Geometry, config: Config, worker_memory: int) -> StageProjection:
     """Project what the stage will take: on one host, or in rounds of tasks."""
     n_components, rows, edges = config.layout.n_components, geometry.rows, 2 * config.neighbors.graph_k * geometry.rows
-    state, kept = rows * 4 * n_components * 3, math.ceil(geometry.n_epochs / config.layout.checkpoint_every)
+    state_bytes, checkpoint_count = (
+        rows * 4 * n_components * 3,
+        math.ceil(geometry.n_epochs / config.layout.checkpoint_every),
+    )
     task_bytes = layout_bytes(config, rows, edges, worker_memory)
     if runs_on_one_host(config, rows, edges, worker_memory):
         shards = geometry.shards
-        steps = Step(1, shards + 2, 3 * shards), Step(1, 2 * shards + 4, 6 * shards + 1), Step(kept * (shards + 2))
-        read = 2 * edges * (geometry.index_dtype.itemsize + 4) + state + 16 * rows
+        steps = (
+            Step(1, shards + 2, 3 * shards),
+            Step(1, 2 * shards + 4, 6 * shards + 1),
+            Step(checkpoint_count * (shards + 2)),
+        )
+        read_bytes = 2 * edges * (geometry.index_dtype.itemsize + 4) + state_bytes + 16 * rows
         return StageProjection(
-            steps, read, 2 * state, task_bytes, replaced_bytes=state * max(0, kept - 2) + PAIRS_BYTES
+            steps,
+            read_bytes,
+            2 * state_bytes,
+            task_bytes,
+            replaced_bytes=state_bytes * max(0, checkpoint_count - 2) + PAIRS_BYTES,
         )
     _, fitting = round_bytes(config, min(geometry.shard_rows, rows))
     tasks, rounds = math.ceil(geometry.shards / fitting), math.ceil(geometry.n_epochs / config.layout.exchange_every)
-    sent = rows * 4 * n_components  # as many rows are sent to others as there are (assumed)
+    sent_bytes = rows * 4 * n_components  # as many rows are sent to others as there are (assumed)
     return StageProjection(
-        round_steps(geometry, tasks, rounds, kept),
-        rounds * (state + sent + tasks * pool_bytes(n_components) + 8 * edges + 8 * rows) + 20 * edges,
-        2 * (state + sent) + 8 * edges + 8 * rows,
+        round_steps(geometry, tasks, rounds, checkpoint_count),
+        rounds * (state_bytes + sent_bytes + tasks * pool_bytes(n_components) + 8 * edges + 8 * rows) + 20 * edges,
+        2 * (state_bytes + sent_bytes) + 8 * edges + 8 * rows,
         task_bytes,
-        {"packed": 8 * edges + 8 * rows + 2 * sent},  # what is sent is not in the last state
-        max(0, rounds - 2) * (state + sent) + rounds * pool_bytes(n_components) + PAIRS_BYTES,
+        {"packed": 8 * edges + 8 * rows + 2 * sent_bytes},  # what is sent is not in the last state
+        max(0, rounds - 2) * (state_bytes + sent_bytes) + rounds * pool_bytes(n_components) + PAIRS_BYTES,
     )
 
 

@@ -47,19 +47,19 @@ def write_state(
     y: np.ndarray,
     m: np.ndarray,
     v: np.ndarray,
-    durable: bool = True,
-    sent: dict[str, np.ndarray] | None = None,
+    is_durable: bool = True,
+    sent_arrays: dict[str, np.ndarray] | None = None,
 ) -> None:
-    """Commit the state of a range of shards; if `durable`, so that it survives a power cut.
+    """Commit the state of a range of shards; if `is_durable`, so that it survives a power cut.
 
-    With `sent`, also copies of rows for other tasks, which each read a few.
+    With `sent_arrays`, also copies of rows for other tasks, which each read a few.
     """
     require_finite(job, y, f"layout: after epoch {Checkpoints.parse_piece_name(part)[0]}")
-    with job.run.part(LAYOUT, part, durable) as out:
-        out.attributes["durable"] = durable
+    with job.run.part(LAYOUT, part, is_durable) as out:
+        out.attributes["durable"] = is_durable
         for name, values in (("y", y), ("m", m), ("v", v)):
             out.write(name, values)
-        for name, values in (sent or {}).items():
+        for name, values in (sent_arrays or {}).items():
             out.write(name, values, SENT_ROWS_PER_RANGE)
 
 
@@ -69,17 +69,17 @@ def pack_shards(job: Job, graph: Graph, first: int, last: int) -> Edges:
     low, rows = int(offsets[first]), int(offsets[last] - offsets[first])
     room = graph.count_edges(first, last)
     indptr, tails = np.zeros(rows + 1, np.int64), np.empty(room, f"u{job.geometry.index_dtype.itemsize}")
-    relative_weights, sample_phases, kept = np.empty(room, np.uint16), np.empty(room, np.uint16), 0
+    relative_weights, sample_phases, packed_count = np.empty(room, np.uint16), np.empty(room, np.uint16), 0
     for shard in range(first, last):
         start, stop = graph.shards.row_range(shard)
         piece = pack_edges(
             *graph.read(shard), start, greatest, job.geometry.n_epochs, job.config.layout_seed, graph.shards.rows
         )
-        indptr[start - low + 1 : stop - low + 1] = kept + piece.indptr[1:]
-        after = kept + len(piece.tails)
-        tails[kept:after], relative_weights[kept:after], sample_phases[kept:after] = piece[1:]
-        kept = after
-    return Edges(indptr, tails[:kept], relative_weights[:kept], sample_phases[:kept])
+        indptr[start - low + 1 : stop - low + 1] = packed_count + piece.indptr[1:]
+        after = packed_count + len(piece.tails)
+        tails[packed_count:after], relative_weights[packed_count:after], sample_phases[packed_count:after] = piece[1:]
+        packed_count = after
+    return Edges(indptr, tails[:packed_count], relative_weights[:packed_count], sample_phases[:packed_count])
 
 
 def ends_interval(job: Job, epoch: int, steps: int = 1) -> bool:

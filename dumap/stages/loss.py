@@ -43,7 +43,7 @@ def should_stop(job: Job, epoch: int) -> bool:
     epochs = early_stop_epochs(job)
     if epoch not in epochs[1:]:
         return False
-    before, now = (read_loss(job.run, at) for at in (epochs[epochs.index(epoch) - 1], epoch))
+    before, now = (read_loss(job.run, checked_epoch) for checked_epoch in (epochs[epochs.index(epoch) - 1], epoch))
     return before is not None and now is not None and now > before * (1 - job.config.layout.least_fall)
 
 

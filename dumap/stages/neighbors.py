@@ -213,9 +213,9 @@ def write_cell_lists(job: Job, part: str, cell: Cell, table: CellTable, batches:
     with job.run.part(NEIGHBORS, part) as out:
         out.write("indices", lists[0])
         out.write("distances", lists[1])
-        homes = np.searchsorted(table.offsets, guests[order], side="right") - 1
-        write_sorted_receivers(out, homes)
-        piece_rows = len(guests) // max(1, len(np.unique(homes)))
+        home_cells = np.searchsorted(table.offsets, guests[order], side="right") - 1
+        write_sorted_receivers(out, home_cells)
+        piece_rows = len(guests) // max(1, len(np.unique(home_cells)))
         for name, values in (("guests", guests), ("guest_indices", indices), ("guest_distances", distances)):
             out.write(name, values[order], rows_per_range(piece_rows, values))
 
@@ -340,33 +340,40 @@ def steps_of(geometry: Geometry, config: Config, waves: int) -> tuple[Step, ...]
 
 def project(geometry: Geometry, config: Config, worker_memory: int) -> StageProjection:
     """Project what the stage will take."""
-    rows, listed, index = geometry.rows, config.neighbors.search_k, geometry.index_dtype.itemsize
+    rows, listed, index_bytes = geometry.rows, config.neighbors.search_k, geometry.index_dtype.itemsize
     at_once, cells_a_row = geometry.max_rows_at_once, geometry.mean_cells_per_row(config.cells.max_cells_per_row)
-    list_bytes, waves = listed * (index + 4), guest_waves(geometry, geometry.cells, config.cells.max_cells_per_row)
-    found = (cells_a_row - 1) * rows * (list_bytes + 8)  # the most that lists of guests take
-    guests = (cells_a_row - 1) * rows * (sorted_row_bytes(geometry) + 16) / len(waves)
-    home = rows * (listed * (index + 8) + 16)
-    searched = at_once * max(cell_row_bytes(geometry.dims, listed, config.neighbors.metric), list_bytes * 4)
-    searched += 2 * min(at_once, MAX_LEAF_ROWS) * geometry.dims + 2 * TILE_CODE_BYTES
+    list_bytes, waves = (
+        listed * (index_bytes + 4),
+        guest_waves(geometry, geometry.cells, config.cells.max_cells_per_row),
+    )
+    guest_list_bytes = (cells_a_row - 1) * rows * (list_bytes + 8)  # the most that lists of guests take
+    guest_bytes = (cells_a_row - 1) * rows * (sorted_row_bytes(geometry) + 16) / len(waves)
+    home_bytes = rows * (listed * (index_bytes + 8) + 16)
+    searched_bytes = at_once * max(cell_row_bytes(geometry.dims, listed, config.neighbors.metric), list_bytes * 4)
+    searched_bytes += 2 * min(at_once, MAX_LEAF_ROWS) * geometry.dims + 2 * TILE_CODE_BYTES
     if geometry.is_sparse:
-        searched = at_once * sparse_cell_row_bytes(0, listed) + 12 * geometry.max_entries_at_once
-        searched += min(at_once, MAX_LEAF_ROWS) * geometry.entries * 8 + geometry.source_dims * (
+        searched_bytes = at_once * sparse_cell_row_bytes(0, listed) + 12 * geometry.max_entries_at_once
+        searched_bytes += min(at_once, MAX_LEAF_ROWS) * geometry.entries * 8 + geometry.source_dims * (
             2 * PLACES_PER_COLUMN + 24
         )
     search = (
-        searched
+        searched_bytes
         + geometry.max_cell_rows * (GUEST_BYTES + 2 * list_bytes) * (geometry.cells > 1)  # guests, and their lists
         + (geometry.groups + geometry.cells) * 48
     )
-    gathered = rows * (1 + guest_batches(geometry, config) * cells_a_row) * sorted_row_bytes(geometry)
-    read: float = len(waves) * rows * (geometry.source_row_bytes + 4 * ranked_leaves(geometry)) + home
-    read += (1 + 1 / RANGES_PER_PIECE) * gathered + found + 2 * rows * list_bytes
+    gathered_bytes = rows * (1 + guest_batches(geometry, config) * cells_a_row) * sorted_row_bytes(geometry)
+    read_bytes: float = len(waves) * rows * (geometry.source_row_bytes + 4 * ranked_leaves(geometry)) + home_bytes
+    read_bytes += (1 + 1 / RANGES_PER_PIECE) * gathered_bytes + guest_list_bytes + 2 * rows * list_bytes
     return StageProjection(
         steps=steps_of(geometry, config, len(waves)),
-        shuffled_bytes=int(read),
-        disk_bytes=int(found + 2 * rows * list_bytes + home + guests),
+        shuffled_bytes=int(read_bytes),
+        disk_bytes=int(guest_list_bytes + 2 * rows * list_bytes + home_bytes + guest_bytes),
         task_bytes=max(search, sort_bytes(geometry, config), min(rows * KTH_ROW_BYTES, config.task_memory)),
-        temporary_bytes={"cell": int(found + rows * list_bytes), "home": home, "guests": int(guests)},
+        temporary_bytes={
+            "cell": int(guest_list_bytes + rows * list_bytes),
+            "home": home_bytes,
+            "guests": int(guest_bytes),
+        },
     )
 
 

@@ -66,8 +66,8 @@ def find_map_neighbors(job: Job, part: str) -> None:
     query_y = np.empty((len(positions), job.config.layout.n_components), np.float32)
     order = np.argsort(positions)
     query_y[order] = state.read_at(positions[order])
-    near = min(MAP_NEIGHBORS, graph.shards.rows - 1)
-    map_neighbors = np.full((len(positions), near), -1, np.int64)
+    neighbor_count = min(MAP_NEIGHBORS, graph.shards.rows - 1)
+    map_neighbors = np.full((len(positions), neighbor_count), -1, np.int64)
     map_distances = np.full(map_neighbors.shape, np.inf, np.float32)
     for shard in range(len(graph.shards)):
         start, _ = graph.shards.row_range(shard)
@@ -110,10 +110,10 @@ def measure_column_distances(
         first = max(start, int(chunk) * job.input.chunk_rows)
         chunk_values = job.input.read(first, min(stop, (int(chunk) + 1) * job.input.chunk_rows))
         x = job.as_compared(chunk_values[needed + start - first])
-        at = np.where(np.isin(columns, needed), np.searchsorted(needed, columns), -1)
+        indices = np.where(np.isin(columns, needed), np.searchsorted(needed, columns), -1)
         for group, queries in query_groups(job, count_repairs(job.run), chosen):
             for tile, d in distances_by_tile(job, queries, x):
-                fill_distances(distances[group], at[group], tile, d)
+                fill_distances(distances[group], indices[group], tile, d)
 
 
 def _least_distances(job: Job, names: list[str]) -> np.ndarray:
@@ -169,14 +169,14 @@ def report_quality(job: Job, part: str) -> None:
     store, table = job.run, CellTable(job.run)
     map_neighbors, chosen = (store.read(QUALITY, "queries", name) for name in ("map", "chosen"))
     exact = store.read(AUDIT, last_audit_part(job, "exact"), "ids")[chosen]
-    kept = quality.listed_share(map_neighbors, exact[:, : map_neighbors.shape[1]])
+    preserved = quality.listed_share(map_neighbors, exact[:, : map_neighbors.shape[1]])
     counts = _sum_rank_counts(job, parts_to_sum("ranks", "rank_sums", job.geometry.groups))
     with store.part(QUALITY, part) as out:
         out.write("rows", store.read(AUDIT, last_audit_part(job, "queries"), "rows")[chosen])
-        out.write("preserved", kept.astype(np.float32))
+        out.write("preserved", preserved.astype(np.float32))
         out.attributes |= {
-            "queries": len(kept),
-            "neighbors_preserved": float(kept.mean()),
+            "queries": len(preserved),
+            "neighbors_preserved": float(preserved.mean()),
             "trustworthiness": quality.trustworthiness(np.cumsum(counts, axis=1) + 1, table.rows),
         }
 

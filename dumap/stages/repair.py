@@ -70,8 +70,8 @@ def choose_halo(job: Job, part: str, number: int) -> None:
     before, cell = NeighborLists(job.run, number - 1), number_of(part)
     first, last = _home_range(before.table, cell)
     geometry = job.geometry.with_cells(job.run.summary(CELLS, TABLE))
-    most = max(0, max_repair_rows(job.config, geometry) - (last - first))
-    halo, left_out = repair.choose_halo(before.read_cell(cell, "indices"), first, most)
+    max_halo = max(0, max_repair_rows(job.config, geometry) - (last - first))
+    halo, left_out = repair.choose_halo(before.read_cell(cell, "indices"), first, max_halo)
     with job.run.part(AUDIT, part) as out:
         out.write("positions", halo, HALO_ROWS_PER_RANGE)
         write_sorted_receivers(out, np.searchsorted(before.table.offsets, halo, side="right") - 1)
@@ -94,11 +94,11 @@ def write_sent_rows(job: Job, part: str, number: int, wave: tuple[int, int]) -> 
     store, before, cell = job.run, NeighborLists(job.run, number - 1), number_of(part)
     table = before.table
     first, last = _home_range(table, cell)
-    asked = read_received_ranges(store, AUDIT, f"requests-{number}", table.cells, cell)
-    asked = asked[(asked[:, 0] >= wave[0]) & (asked[:, 0] < wave[1])]
-    spans = [(part_name(f"halo-{number}", asker), "positions", low, high) for asker, low, high in asked.tolist()]
-    wanted = [positions - first for positions in store.read_each(AUDIT, spans)]
-    rows = np.concatenate([np.empty(0, np.int32), *wanted], dtype=np.int32)
+    requests = read_received_ranges(store, AUDIT, f"requests-{number}", table.cells, cell)
+    requests = requests[(requests[:, 0] >= wave[0]) & (requests[:, 0] < wave[1])]
+    spans = [(part_name(f"halo-{number}", asker), "positions", low, high) for asker, low, high in requests.tolist()]
+    requested_rows = [positions - first for positions in store.read_each(AUDIT, spans)]
+    rows = np.concatenate([np.empty(0, np.int32), *requested_rows], dtype=np.int32)
     indices, distances = (before.read_cell(cell, array) for array in ("indices", "distances"))
     x: Any
     if job.geometry.is_sparse:
@@ -108,10 +108,10 @@ def write_sent_rows(job: Job, part: str, number: int, wave: tuple[int, int]) -> 
         if len(rows):
             read_home_rows(job, cell, table, x)
     with store.part(AUDIT, part) as out:
-        lists, piece_rows = repair.bundle_lists(indices, distances[:, -1:]), len(rows) // max(1, len(asked))
+        lists, piece_rows = repair.bundle_lists(indices, distances[:, -1:]), len(rows) // max(1, len(requests))
         write_rows(out, "vectors", x, rows, piece_rows)
         out.write_gathered("lists", lists, rows, rows_per_range(piece_rows, lists))
-        write_answers(out, asked)
+        write_answers(out, requests)
 
 
 def read_compared_rows(job: Job, cell: int, table: CellTable, spans: list[tuple[str, int, int]], rows: int) -> Any:
@@ -123,13 +123,13 @@ def read_compared_rows(job: Job, cell: int, table: CellTable, spans: list[tuple[
     first, last = _home_range(table, cell)
     read_home_rows(job, cell, table, x[: last - first])
     done = last - first
-    for sent in job.run.read_each(AUDIT, [(name, "vectors", a, b) for name, a, b in spans]):
-        x[done : done + len(sent)] = vectors.as_float32(sent)
-        done += len(sent)
+    for sent_vectors in job.run.read_each(AUDIT, [(name, "vectors", a, b) for name, a, b in spans]):
+        x[done : done + len(sent_vectors)] = vectors.as_float32(sent_vectors)
+        done += len(sent_vectors)
     return x
 
 
-def offer_pairs(job: Job, part: str, number: int, inside: bool, wave: tuple[int, int]) -> None:
+def offer_pairs(job: Job, part: str, number: int, should_compare_home_pairs: bool, wave: tuple[int, int]) -> None:
     """Compare pairs among a cell's home rows and halo; write the pairs that may enter a list, as offers."""
     store, before, cell, k = job.run, NeighborLists(job.run, number - 1), number_of(part), job.config.neighbors.search_k
     table = before.table
@@ -150,16 +150,16 @@ def offer_pairs(job: Job, part: str, number: int, inside: bool, wave: tuple[int,
     spans = [(part_name(sent_kind, home), low, high) for home, low, high in of_cell.tolist()]
     done = home_rows
     for lists_sent in store.read_each(AUDIT, [(name, "lists", a, b) for name, a, b in spans]):
-        at = slice(done, done := done + len(lists_sent))
+        received = slice(done, done := done + len(lists_sent))
         indices, kth = repair.unbundle_lists(lists_sent, k)
-        lists[at], kth_distances[at] = repair.to_local_rows(indices, first, home_rows, halo), kth[:, 0]
+        lists[received], kth_distances[received] = repair.to_local_rows(indices, first, home_rows, halo), kth[:, 0]
     x = read_compared_rows(job, cell, table, spans, rows)
     sizes = of_cell[:, 2] - of_cell[:, 1]
-    homes = np.repeat(np.append(cell, of_cell[:, 0]), np.append(home_rows, sizes)).astype(np.int32)
+    home_cells = np.repeat(np.append(cell, of_cell[:, 0]), np.append(home_rows, sizes)).astype(np.int32)
     metric, kwds = job.config.neighbors.metric, metric_arguments(job)
     with metric_errors(job):
         candidates, distances, pairs = repair.local_join(
-            x, home_rows, lists, fresh, homes, inside, kth_distances, metric, kwds
+            x, home_rows, lists, fresh, home_cells, should_compare_home_pairs, kth_distances, metric, kwds
         )
     del x, lists, fresh
     positions = np.append(np.arange(first, last), halo)
@@ -192,7 +192,7 @@ def merge_offers(job: Job, part: str, number: int) -> None:
         out.attributes["gained"] = int((repair.find_new_entries(indices, before) & (indices >= 0)).sum())
 
 
-def repair_lists(context: Context, number: int, inside: bool) -> dict:
+def repair_lists(context: Context, number: int, should_compare_home_pairs: bool) -> dict:
     """Repair all lists once; return the facts.
 
     Parameters
@@ -200,7 +200,7 @@ def repair_lists(context: Context, number: int, inside: bool) -> dict:
     context : Context
     number : int
         1 for the first repair.
-    inside : bool
+    should_compare_home_pairs : bool
         Whether pairs of one home cell are compared too.
     """
     store, count = context.run, CellTable(context.run).cells
@@ -210,7 +210,7 @@ def repair_lists(context: Context, number: int, inside: bool) -> dict:
         context.compute(AUDIT, choose_halo, halo, number=number)
         context.compute(AUDIT, index_exchange, requests, kind=f"halo-{number}")
         for wave in halo_waves(context, sum_fact(store, AUDIT, halo, "rows")):
-            compare_wave(context, number, inside, wave, offers[slice(*wave)])
+            compare_wave(context, number, should_compare_home_pairs, wave, offers[slice(*wave)])
         context.compute(AUDIT, index_exchange, offered, kind=f"offers-{number}")
         context.compute(AUDIT, merge_offers, merged, number=number)
         context.compute(AUDIT, sum_repair_facts, [f"repair-{number}"], number=number)
@@ -231,15 +231,19 @@ def halo_waves(context: Context, sent_rows: int) -> list[tuple[int, int]]:
     return split_evenly(CellTable(context.run).cells, waves)
 
 
-def compare_wave(context: Context, number: int, inside: bool, wave: tuple[int, int], offers: list[str]) -> None:
+def compare_wave(
+    context: Context, number: int, should_compare_home_pairs: bool, wave: tuple[int, int], offers: list[str]
+) -> None:
     """Compare pairs in a wave of cells, with the rows that other cells send, which are removed then."""
     store, count, (sent_kind, index_kind) = context.run, CellTable(context.run).cells, sent_kinds(number, wave)
-    sent, indexed = part_names(sent_kind, count), range_names(index_kind, count)
+    sent_names, index_names = part_names(sent_kind, count), range_names(index_kind, count)
     if not set(offers) <= set(store.committed(AUDIT)):
-        context.compute(AUDIT, write_sent_rows, sent, number=number, wave=wave)
-        context.compute(AUDIT, index_exchange, indexed, kind=sent_kind)
-        context.compute(AUDIT, offer_pairs, offers, number=number, inside=inside, wave=wave)
-    discard_committed(store, {*sent, *indexed})
+        context.compute(AUDIT, write_sent_rows, sent_names, number=number, wave=wave)
+        context.compute(AUDIT, index_exchange, index_names, kind=sent_kind)
+        context.compute(
+            AUDIT, offer_pairs, offers, number=number, should_compare_home_pairs=should_compare_home_pairs, wave=wave
+        )
+    discard_committed(store, {*sent_names, *index_names})
 
 
 def sum_repair_facts(job: Job, part: str, number: int) -> None:

@@ -62,22 +62,22 @@ def pack_range(job: Job, part: str, bounds: list[int]) -> None:
     first, last = range_of(part)
     edges, spans = pack_shards(job, graph, first, last), graph.shards.offsets[first : last + 1]
     low, high = int(spans[0]), int(spans[-1])
-    cuts, outside = edges.indptr[spans - low], np.empty(0, edges.tails.dtype)
+    cuts, outside_positions = edges.indptr[spans - low], np.empty(0, edges.tails.dtype)
     for begin, stop in pairwise(cuts):
         tails = edges.tails[begin:stop]
-        outside = np.union1d(outside, tails[(tails < low) | (tails >= high)])
+        outside_positions = np.union1d(outside_positions, tails[(tails < low) | (tails >= high)])
     local = edges.tails.view() if edges.tails.itemsize == 4 else np.empty(len(edges.tails), np.uint32)
     for begin, stop in pairwise(cuts):
         tails = edges.tails[begin:stop]
-        inside = (tails >= low) & (tails < high)
+        is_inside = (tails >= low) & (tails < high)
         local[begin:stop] = np.where(
-            inside, tails - tails.dtype.type(low), high - low + np.searchsorted(outside, tails)
+            is_inside, tails - tails.dtype.type(low), high - low + np.searchsorted(outside_positions, tails)
         )
     with job.run.part(LAYOUT, part) as out:
         for name, values in edges._replace(tails=local)._asdict().items():
             out.write(name, values)
-        out.write("outside", outside, SENT_ROWS_PER_RANGE)
-        write_sorted_receivers(out, np.searchsorted(graph.shards.offsets[bounds], outside, side="right") - 1)
+        out.write("outside", outside_positions, SENT_ROWS_PER_RANGE)
+        write_sorted_receivers(out, np.searchsorted(graph.shards.offsets[bounds], outside_positions, side="right") - 1)
 
 
 def index_requests(job: Job, part: str, bounds: list[int]) -> None:
@@ -88,13 +88,13 @@ def index_requests(job: Job, part: str, bounds: list[int]) -> None:
 def answer_requests(job: Job, part: str, bounds: list[int]) -> None:
     """List the rows of a range that others ask of it, one range after the other."""
     number, names = bounds.index(range_of(part)[0]), range_part_names(PACKED_EDGES, bounds)
-    asked = read_received_ranges(job.run, LAYOUT, kind_for_ranges("requested", bounds), len(names), number)
+    requests = read_received_ranges(job.run, LAYOUT, kind_for_ranges("requested", bounds), len(names), number)
     first = Graph(job.run).shards.offsets[bounds[number]]
-    read = job.run.read_each(LAYOUT, [(names[asker], "outside", low, high) for asker, low, high in asked.tolist()])
+    read = job.run.read_each(LAYOUT, [(names[asker], "outside", low, high) for asker, low, high in requests.tolist()])
     rows = np.concatenate([np.empty(0, np.int64), *read]).astype(np.int64) - first
     with job.run.part(LAYOUT, part) as out:
         out.write("rows", rows.astype(np.uint32))
-        write_answers(out, asked)
+        write_answers(out, requests)
 
 
 def index_answers(job: Job, part: str, bounds: list[int]) -> None:
@@ -242,10 +242,10 @@ def run_round(job: Job, part: str, epoch: int, bounds: list[int]) -> None:
         for t, pool in enumerate(before.read_sorted_pools(), epoch):
             layout.step_epoch(parameters, t, 0, rows, low, 0, prepared.edges, y, m, v, pool, after, exchanged)
             y[:rows] = after
-        sent = after[prepared.sent_rows] if until < job.geometry.n_epochs else after[:0]
-    asked = [unique[(unique >= low) & (unique < high)] - low for unique, _ in pools_of_round(job, graph, until)]
-    pool = after[np.concatenate([np.empty(0, np.int64), *asked])]
-    write_state(job, part, after, m, v, is_durable(job, until), {"sent": sent, "pool": pool})
+        sent_rows = after[prepared.sent_rows] if until < job.geometry.n_epochs else after[:0]
+    pool_rows = [unique[(unique >= low) & (unique < high)] - low for unique, _ in pools_of_round(job, graph, until)]
+    pool = after[np.concatenate([np.empty(0, np.int64), *pool_rows])]
+    write_state(job, part, after, m, v, is_durable(job, until), {"sent": sent_rows, "pool": pool})
 
 
 def run_in_rounds(context: Context, graph: Graph, tasks: int) -> None:
@@ -269,10 +269,10 @@ def run_in_rounds(context: Context, graph: Graph, tasks: int) -> None:
             until = min(epoch + every, epochs)
             pieces = [checkpoints.piece_name(until, *shard_range) for shard_range in ranges]
             context.compute(LAYOUT, run_round, pieces, epoch=epoch, bounds=bounds, progress=(epoch, epochs))
-            durable = is_durable(context.job, until) and all(
+            is_checkpoint_durable = is_durable(context.job, until) and all(
                 context.run.summary(LAYOUT, name)["durable"] for name in pieces
             )
-            checkpoints.commit(until, pieces, graph.shards.offsets, durable)
+            checkpoints.commit(until, pieces, graph.shards.offsets, is_checkpoint_durable)
     measure(checkpoints.latest())
     commit_end(context.job, checkpoints.latest())
     made = context.run.committed(LAYOUT)

@@ -60,8 +60,10 @@ def read_entry_counts(job: Job, group: int) -> np.ndarray:
 def sum_entries_by_cell(of_cells: np.ndarray, entries: np.ndarray, count: int) -> np.ndarray:
     """Add up the entries of rows by cell, (cells,) int64; each row is in some cells, (n, m), -1 being none."""
     joined = of_cells >= 0
-    found = np.bincount(of_cells[joined], np.broadcast_to(entries[:, None], of_cells.shape)[joined], minlength=count)
-    return found.astype(np.int64)
+    entry_sums = np.bincount(
+        of_cells[joined], np.broadcast_to(entries[:, None], of_cells.shape)[joined], minlength=count
+    )
+    return entry_sums.astype(np.int64)
 
 
 def find_cells(job: Job, group: int) -> tuple[np.ndarray, np.ndarray]:
@@ -70,11 +72,11 @@ def find_cells(job: Job, group: int) -> tuple[np.ndarray, np.ndarray]:
     """
     leaf_cells, pieces = (job.run.read(CELLS, "packing", name) for name in ("cells", "pieces"))
     names = [(part_name("near", block), "near", 0, None) for block in range(*job.geometry.blocks_of_group(group))]
-    near = np.concatenate(list(job.run.read_each(CELLS, names)))
+    nearest = np.concatenate(list(job.run.read_each(CELLS, names)))
     (start, _), probes = job.geometry.rows_of_group(group), max_probes(job.geometry)
     joined = MAX_SPARSE_PROBES if job.geometry.is_sparse else JOINED_LEAVES
     return cells.choose_cells(
-        near, leaf_cells, pieces, start, job.config.seed, job.config.cells.max_cells_per_row, joined, probes
+        nearest, leaf_cells, pieces, start, job.config.seed, job.config.cells.max_cells_per_row, joined, probes
     )
 
 
@@ -173,13 +175,13 @@ def sorted_row_bytes(geometry: Geometry) -> int:
 
 def sort_bytes(geometry: Geometry, config: Config) -> int:
     """Return the bytes of a task that sorts a group of blocks."""
-    most = config.cells.max_cells_per_row
+    max_cells = config.cells.max_cells_per_row
     rows = min(geometry.group_blocks * geometry.block_rows, geometry.rows)
     if geometry.is_sparse:  # joined from blocks, then gathered by columns and by values
         entries = geometry.group_blocks * geometry.block_entries
-        joined = 8 * entries * (2 if geometry.group_blocks > 1 else 1)
-        routed = rows * (sort_row_bytes(0, 4, most) + 8 * MAX_SPARSE_PROBES * most)
-        return routed + joined + sparse_block_bytes(geometry) + 6 * most * entries
-    block = min(geometry.block_rows, rows) * geometry.dims * (2 * geometry.itemsize + 4)
-    written = min(4 * OBJECT_BYTES, most * rows * geometry.dims * geometry.itemsize)
-    return rows * sort_row_bytes(geometry.dims, geometry.itemsize, most) + block + written
+        joined_bytes = 8 * entries * (2 if geometry.group_blocks > 1 else 1)
+        routed_bytes = rows * (sort_row_bytes(0, 4, max_cells) + 8 * MAX_SPARSE_PROBES * max_cells)
+        return routed_bytes + joined_bytes + sparse_block_bytes(geometry) + 6 * max_cells * entries
+    block_bytes = min(geometry.block_rows, rows) * geometry.dims * (2 * geometry.itemsize + 4)
+    written_bytes = min(4 * OBJECT_BYTES, max_cells * rows * geometry.dims * geometry.itemsize)
+    return rows * sort_row_bytes(geometry.dims, geometry.itemsize, max_cells) + block_bytes + written_bytes

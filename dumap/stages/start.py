@@ -204,13 +204,13 @@ def place_block_range(job: Job, part: str) -> None:
         block_positions = table.positions(job.run, block)
         positions.append(block_positions[block_positions >= 0])
         y.append(coordinates_of(job, *job.geometry.rows_of_block(block))[block_positions >= 0])
-    at, coordinates = np.concatenate(positions), np.concatenate(y)
-    order = np.argsort(at)
+    all_positions, coordinates = np.concatenate(positions), np.concatenate(y)
+    order = np.argsort(all_positions)
     with job.run.part(START, part) as out:
-        out.write("positions", at[order])
+        out.write("positions", all_positions[order])
         out.write("y", coordinates[order])
         out.attributes |= {
-            "offsets": np.searchsorted(at[order], graph.shards.offsets).tolist(),
+            "offsets": np.searchsorted(all_positions[order], graph.shards.offsets).tolist(),
             **bounding_box(coordinates),
         }
 
@@ -222,7 +222,7 @@ def collect_coordinates(job: Job, part: str) -> None:
     base = int(graph.shards.offsets[begin])
     y = np.empty((int(graph.shards.offsets[end]) - base, job.config.layout.n_components))
     names = part_names("span", len(block_ranges(job)))
-    bounds = [[summary["offsets"][at] for at in (begin, end)] for summary in job.run.summaries(START, names)]
+    bounds = [[summary["offsets"][bound] for bound in (begin, end)] for summary in job.run.summaries(START, names)]
     spans = [(name, low, high) for name, (low, high) in zip(names, bounds, strict=True) if high > low]
     read = job.run.read_each(START, [(name, array, *ends) for name, *ends in spans for array in ("positions", "y")])
     for positions, values in zip(read, read, strict=True):

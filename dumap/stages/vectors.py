@@ -68,18 +68,18 @@ def check_block(job: Job, part: str) -> None:
         }
 
 
-def _write_samples(job: Job, out: Part, x: Any, rows: np.ndarray, allowed: np.ndarray, among: int) -> None:
+def _write_samples(job: Job, out: Part, x: Any, rows: np.ndarray, allowed: np.ndarray, population: int) -> None:
     """Write the rows of a block that are in the sample and among the queries. A hash of the row ids draws them from
-    `among` rows.
+    `population` rows.
 
     If a centre may be subtracted later, rows are written in the input's dtype. A sample of sparse rows is projected.
     """
-    wanted, sampled, queries = job.geometry.sample_rows, allowed, np.zeros(len(rows), bool)
-    if wanted < among:
-        limit = np.uint64(min(2**64 - 1, int(wanted / among * 2**64)))
+    sample_rows, sampled, queries = job.geometry.sample_rows, allowed, np.zeros(len(rows), bool)
+    if sample_rows < population:
+        limit = np.uint64(min(2**64 - 1, int(sample_rows / population * 2**64)))
         sampled = allowed & (hashing.draw_words(job.config.seed, hashing.TREE_SAMPLE, rows) < limit)
     for number in range(max_audits(job.config)):
-        queries |= is_query(job, rows, number, among)
+        queries |= is_query(job, rows, number, population)
     out.write("sample", job.as_embedded(x[sampled]) if job.geometry.is_sparse else x[sampled])
     out.write("query_rows", rows[allowed & queries])
     write_rows(out, "query", x[allowed & queries])
@@ -142,7 +142,7 @@ def count_duplicates(job: Job, part: str, buckets: int) -> None:
             out.write("times", times[repeated])
 
 
-def find_duplicates(job: Job, part: str, buckets: int, among: int) -> None:
+def find_duplicates(job: Job, part: str, buckets: int, population: int) -> None:
     """Find a block's duplicates, and draw the samples from the block's other rows."""
     block = number_of(part)
     start, stop = job.geometry.rows_of_block(block)
@@ -151,9 +151,11 @@ def find_duplicates(job: Job, part: str, buckets: int, among: int) -> None:
     first, times = rows.copy(), np.ones(len(rows), job.geometry.index_dtype)
     for bucket, name in enumerate(part_names("duplicates", buckets)):
         in_bucket = np.flatnonzero(finite & (keys[0] % np.uint64(buckets) == np.uint64(bucket)))
-        at = vectors.look_up_keys(keys[:, in_bucket], job.run.read(VECTORS, name, "keys").T)
-        in_bucket, at = in_bucket[at >= 0], at[at >= 0]
-        first[in_bucket], times[in_bucket] = (job.run.read(VECTORS, name, array)[at] for array in ("rows", "times"))
+        indices = vectors.look_up_keys(keys[:, in_bucket], job.run.read(VECTORS, name, "keys").T)
+        in_bucket, indices = in_bucket[indices >= 0], indices[indices >= 0]
+        first[in_bucket], times[in_bucket] = (
+            job.run.read(VECTORS, name, array)[indices] for array in ("rows", "times")
+        )
     duplicates, repeated = np.flatnonzero(first != rows), np.flatnonzero((first == rows) & (times > 1))
     allowed = finite & (first == rows)
     with job.run.part(VECTORS, part) as out:
@@ -163,30 +165,30 @@ def find_duplicates(job: Job, part: str, buckets: int, among: int) -> None:
         out.write("times", times[repeated])
         x = job.input.read(start, stop)
         keep = vectors.exceeds_float32(x.dtype) and job.may_be_centred
-        _write_samples(job, out, x if keep else cast_rows(x), rows, allowed, among)
+        _write_samples(job, out, x if keep else cast_rows(x), rows, allowed, population)
         out.attributes["duplicates"] = len(duplicates)
 
 
 # the cast to float32 ------------------------------------------------------------------------------
 
 
-def find_centre(job: Job, part: str, applies: bool) -> None:
+def find_centre(job: Job, part: str, is_centred: bool) -> None:
     """Find the centre that is subtracted from all rows: the median of the first finite rows, which is no outlier."""
-    found: list[np.ndarray] = []
-    for block in range(job.geometry.blocks if applies else 0):
+    samples: list[np.ndarray] = []
+    for block in range(job.geometry.blocks if is_centred else 0):
         start, _ = job.geometry.rows_of_block(block)
         status = job.run.read(VECTORS, part_name("block", block), "status")
-        finite = np.flatnonzero((status & DROPPED) == 0)[: CENTRE_ROWS - sum(map(len, found))]
+        finite = np.flatnonzero((status & DROPPED) == 0)[: CENTRE_ROWS - sum(map(len, samples))]
         if len(finite):
             block_rows = job.input.read(start + int(finite[0]), start + int(finite[-1]) + 1)[finite - finite[0]]
             spherical = job.config.neighbors.metric == vectors.SPHERICAL
-            found.append(vectors.to_sphere(block_rows) if spherical else block_rows)
-        if sum(map(len, found)) == CENTRE_ROWS:
+            samples.append(vectors.to_sphere(block_rows) if spherical else block_rows)
+        if sum(map(len, samples)) == CENTRE_ROWS:
             break
     with job.run.part(VECTORS, part) as out:
-        out.attributes["applies"] = applies
-        if applies:
-            out.write("centre", vectors.lower_median(np.concatenate(found)))
+        out.attributes["applies"] = is_centred
+        if is_centred:
+            out.write("centre", vectors.lower_median(np.concatenate(samples)))
 
 
 def hash_cast_rows(job: Job, part: str) -> None:
@@ -209,10 +211,10 @@ def count_cast_distinct(job: Job, part: str, buckets: int) -> None:
 def _count_cast_changes(context: Context, inexact: int, buckets: int) -> dict:
     """Return how many rows the cast to float32 changes, and how many it makes equal to other rows."""
     config, store, dtype = context.config, context.run, context.job.input.dtype
-    applies = config.neighbors.metric == vectors.SPHERICAL or inexact > 0
-    may = context.job.may_be_centred
-    if may:
-        context.compute(VECTORS, find_centre, [CENTRE], applies=applies)
+    is_centred = config.neighbors.metric == vectors.SPHERICAL or inexact > 0
+    may_be_centred = context.job.may_be_centred
+    if may_be_centred:
+        context.compute(VECTORS, find_centre, [CENTRE], is_centred=is_centred)
     equal_after_cast = 0
     if inexact:
         hashed, counted = part_names("cast", context.geometry.blocks), part_names("cast_counts", buckets)
@@ -222,13 +224,13 @@ def _count_cast_changes(context: Context, inexact: int, buckets: int) -> dict:
             store, VECTORS, counted, "cast_hashes"
         )
     if equal_after_cast:
-        kept = "they are sparse" if context.geometry.is_sparse else "the metric forbids it"
-        done = "once a row in their middle is subtracted" if may else f"without more ado, since {kept}"
+        reason = "they are sparse" if context.geometry.is_sparse else "the metric forbids it"
+        done = "once a row in their middle is subtracted" if may_be_centred else f"without more ado, since {reason}"
         context.log(
             f"vectors: {equal_after_cast} rows of {dtype} differ from others by less than float32 can tell: rows are "
             f"cast to it {done}. They count as equal. Where that matters, take the columns' offsets off, or scale them"
         )
-    return {"inexact": inexact, "centred": may and applies, "equal_after_cast": equal_after_cast}
+    return {"inexact": inexact, "centred": may_be_centred and is_centred, "equal_after_cast": equal_after_cast}
 
 
 # the stage ---------------------------------------------------------------------------------------
@@ -292,7 +294,7 @@ def run(context: Context) -> dict:
                 f"output, set {settings.width_setting} to at most {max(distinct - 1, 0)} or input.unique=false"
             )
         names = part_names("distinct", context.geometry.blocks)
-        context.compute(VECTORS, find_duplicates, names, buckets=buckets, among=rows - duplicates)
+        context.compute(VECTORS, find_duplicates, names, buckets=buckets, population=rows - duplicates)
     return {
         "rows": rows,
         "dropped": nonfinite,
@@ -311,32 +313,38 @@ def steps_of(geometry: Geometry, buckets: int, unique: bool, wide: bool) -> tupl
     """Return the steps of the stage; `wide` if rows are wider than float32."""
     blocks = geometry.blocks
     checked = Step(blocks, blocks=1), Step(buckets, blocks, blocks * (2 + unique))
-    found = (Step(blocks, 1 + buckets, 3 + 3 * buckets, 1),) if unique else ()
+    duplicate_steps = (Step(blocks, 1 + buckets, 3 + 3 * buckets, 1),) if unique else ()
     merged = (Step(1, 1, 1, 1), Step(blocks, 1, 1, 1), Step(buckets, 2 * blocks, 4 * blocks)) if wide else ()
-    return checked + found + merged
+    return checked + duplicate_steps + merged
 
 
 def project(geometry: Geometry, config: Config, worker_memory: int) -> StageProjection:
     """Project what the stage will take."""
     rows, unique, wide = geometry.rows, config.input.unique, geometry.itemsize > 4
-    block, index, buckets = (
+    block_values, index_bytes, buckets = (
         geometry.block_rows * geometry.dims,
         geometry.index_dtype.itemsize,
         tally_buckets(config, rows),
     )
     queries = max_audits(config) * min(config.audit.queries, rows)
-    sample, drawn = geometry.sample_rows * geometry.dims * 4, min(queries, rows) * geometry.values_per_row * 4
-    duplicate_bytes = rows * unique * (16 + 3 * index)
-    temporary = rows * (9 + 16 * wide) + (sample + drawn) * (1 + wide)
-    hashed, read = rows * (9 + 8 * unique) * (buckets + unique) + rows * wide * 18 * buckets, 1 + unique + wide
+    sample_bytes, drawn_bytes = (
+        geometry.sample_rows * geometry.dims * 4,
+        min(queries, rows) * geometry.values_per_row * 4,
+    )
+    duplicate_bytes = rows * unique * (16 + 3 * index_bytes)
+    temporary = rows * (9 + 16 * wide) + (sample_bytes + drawn_bytes) * (1 + wide)
+    hashed_bytes, read_times = (
+        rows * (9 + 8 * unique) * (buckets + unique) + rows * wide * 18 * buckets,
+        1 + unique + wide,
+    )
     return StageProjection(
         steps=steps_of(geometry, buckets, unique, wide),
-        shuffled_bytes=hashed + read * rows * geometry.source_row_bytes,
+        shuffled_bytes=hashed_bytes + read_times * rows * geometry.source_row_bytes,
         disk_bytes=duplicate_bytes + temporary,
         task_bytes=max(
-            sparse_block_bytes(geometry) + sample + drawn
+            sparse_block_bytes(geometry) + sample_bytes + drawn_bytes
             if geometry.is_sparse
-            else block * (2 * geometry.itemsize + 8) + sample + min(drawn, 4 * block),
+            else block_values * (2 * geometry.itemsize + 8) + sample_bytes + min(drawn_bytes, 4 * block_values),
             -(-rows // buckets) * tally_row_bytes(config),
         ),
         temporary_bytes={"block": temporary},

@@ -163,7 +163,7 @@ def test_the_table_counts_the_entries_that_cells_hold(embed, stored, x):
         return sum(len(store.read(stage, name, "vectors_values")) for name in names)
 
     table = CellTable(store)
-    of_home, of_cell = np.stack([table.entries(cell) for cell in range(table.cells)]).T
+    of_home, of_cell = np.stack([table.entry_counts(cell) for cell in range(table.cells)]).T
     assert of_home.sum() == held(CELLS, "sorted") == np.count_nonzero(x)
     assert of_cell.sum() == of_home.sum() + held(NEIGHBORS, "guests-")
     facts = run.facts("cells")

@@ -73,7 +73,7 @@ def counted(new_path, save):
     for stage in (vectors, cells, neighbors, audit, graph):
         stage.run(context)
         if stage is audit:
-            repair.repair_lists(context, 1, inside=True)
+            repair.repair_lists(context, 1, should_compare_home_pairs=True)
     patch.undo()
     return SimpleNamespace(counts=counts, job=job)
 
