@@ -31,7 +31,7 @@ from dumap.errors import DumapError
 from dumap.kernels.vectors import as_float32
 from dumap.recipe import pipeline
 from dumap.recipe.observers import SilentObserver
-from dumap.sources.zarr_array import Input
+from dumap.sources.zarr_array import ArrayInput
 from dumap.store import Run
 
 QUERIES, TILE_ROWS = 1000, 16_384
@@ -56,7 +56,7 @@ class StageRecorder(SilentObserver):
             raise MeasurementComplete
 
 
-def exact_neighbors(source: Input, queries: np.ndarray, k: int) -> np.ndarray:
+def exact_neighbors(source: ArrayInput, queries: np.ndarray, k: int) -> np.ndarray:
     """Return the exact neighbours of some rows, (queries, k), by float64 products."""
     query_vectors = np.concatenate([as_float32(source.read(int(row), int(row) + 1)) for row in queries]).astype(
         np.float64
@@ -101,7 +101,7 @@ def read_lists(config: Config, queries: np.ndarray) -> np.ndarray:
     return row_at_position[listed]
 
 
-def time_umap_learn(config: Config, source: Input) -> tuple[float, np.ndarray]:
+def time_umap_learn(config: Config, source: ArrayInput) -> tuple[float, np.ndarray]:
     """Time umap-learn's neighbours of the whole array."""
     from umap.umap_ import nearest_neighbors
 
@@ -130,7 +130,7 @@ def main() -> None:
     folder = tempfile.mkdtemp(dir=args.folder or os.path.dirname(os.path.abspath(args.data)))
     options = {"input.path": args.data, "output": f"{folder}/run.zarr", "cluster.workers": args.workers}
     config = load_config(None, args.settings, {**options, "cluster.memory_limit": args.memory_limit})
-    source = Input(config.input.path, config.input.array)
+    source = ArrayInput(config.input.path, config.input.array)
     seconds: dict[str, list[float]] = {"dumap": [], "cells": [], "neighbors": [], "umap-learn": []}
     recalls: dict[str, float] = {}
     queries = np.sort(np.random.default_rng(0).choice(source.rows, min(QUERIES, source.rows), replace=False))

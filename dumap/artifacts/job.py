@@ -18,7 +18,7 @@ from dumap.planning.geometry import Geometry
 from dumap.sources.opening import open_source
 from dumap.sources.source import Source
 from dumap.sources.spooled import ObjectRows
-from dumap.sources.zarr_array import Precomputed
+from dumap.sources.zarr_array import PrecomputedNeighbors
 from dumap.store import Run
 
 
@@ -130,9 +130,9 @@ class Job:
         return self.as_embedded(self.input.read(start, stop))
 
     @cached_property
-    def precomputed(self) -> Precomputed:
+    def precomputed(self) -> PrecomputedNeighbors:
         """The given k-NN graph, if there is one."""
         path = self.config.neighbors.precomputed
         if path is None:
             raise ValueError("neighbors.precomputed names no graph")
-        return Precomputed(path, self.geometry.rows)
+        return PrecomputedNeighbors(path, self.geometry.rows)

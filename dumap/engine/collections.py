@@ -79,7 +79,7 @@ class DaskRows:
     """
 
     names: np.ndarray | None = None
-    sparse, entries, densest = False, 0, 0
+    sparse, entries, max_window_entries = False, 0, 0
 
     def __init__(self, data: Any) -> None:
         self.kind = f"dask.{type(data).__name__}"

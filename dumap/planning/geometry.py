@@ -29,7 +29,7 @@ from dumap.planning.sparse import (
     sparse_cell_row_bytes,
     sparse_leaf_rows,
 )
-from dumap.sources.zarr_array import Precomputed
+from dumap.sources.zarr_array import PrecomputedNeighbors
 
 SAMPLE_ROWS_PER_LEAF = 8
 TARGET_SAMPLE_ROWS, MIN_SAMPLE_ROWS = 4096, 128
@@ -287,7 +287,7 @@ def dense_block_rows(task_memory: int, rows: int, values_per_row: int, chunk_row
     return min(chunk_rows, rows) if chunk_rows * values_per_row * 4 <= task_memory // 4 else block_rows
 
 
-def given_sizes(config: Config, precomputed: Precomputed | None, cell_rows: int) -> dict[str, int]:
+def given_sizes(config: Config, precomputed: PrecomputedNeighbors | None, cell_rows: int) -> dict[str, int]:
     """Return the fields of a geometry that are of given neighbours; none if there are none."""
     if precomputed is None:
         return {}
@@ -301,7 +301,7 @@ def make_geometry(
     dims: int,
     itemsize: int,
     chunk_rows: int,
-    precomputed: Precomputed | None = None,
+    precomputed: PrecomputedNeighbors | None = None,
     entries: EntryCounts | None = None,
 ) -> Geometry:
     """Return the geometry of a run. It depends on the data's shape and on parameters alone.

@@ -6,7 +6,7 @@ import math
 
 from dumap.config import Config, format_bytes
 from dumap.errors import InputError
-from dumap.sources.zarr_array import Precomputed
+from dumap.sources.zarr_array import PrecomputedNeighbors
 
 LISTED_SLOT_BYTES, READ_SLOT_BYTES = 40, 96
 """Bytes of a slot of a given list: in the lists that are kept, and while the list is read (measured, rounded up)."""
@@ -17,7 +17,7 @@ def given_cell_rows(config: Config, max_rows: int) -> int:
     return max(1, min(max_rows, config.task_memory // 4 // (config.neighbors.search_k * LISTED_SLOT_BYTES)))
 
 
-def lists_at_once(config: Config, precomputed: Precomputed) -> int:
+def lists_at_once(config: Config, precomputed: PrecomputedNeighbors) -> int:
     """Return how many rows of a given graph are read at once.
 
     Raises

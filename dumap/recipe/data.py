@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from dumap.config import Config
 from dumap.sources.annotated import element_of, is_annotated
-from dumap.sources.objects import is_a, paths_of, rows_of
+from dumap.sources.objects import is_instance, paths_of, rows_of
 from dumap.sources.row_names import names_of
 from dumap.sources.spooled import ObjectRows, location_of
 
@@ -59,7 +59,7 @@ def _find_collection(data: Any) -> Any:
         return None
     from dumap.engine.collections import is_collection
 
-    if is_a(data, "xarray", "DataArray") and data.chunks is not None:
+    if is_instance(data, "xarray", "DataArray") and data.chunks is not None:
         data = data.data
     return data if is_collection(data) else None
 

@@ -16,7 +16,7 @@ from dumap.config import INIT_METHODS, Config, describe_differences
 from dumap.engine import Engine, Observer
 from dumap.errors import RunMismatchError
 from dumap.recipe.stage_names import ALL_STAGES, DONE, RUN_KEYS
-from dumap.sources.spooled import Spooled
+from dumap.sources.spooled import SpooledInput
 from dumap.stages.fingerprints import fingerprint_input, fingerprint_lists
 from dumap.store import IDENTITY, ExternalArray, Run, relative_location
 
@@ -29,11 +29,11 @@ INPUT_FINGERPRINTS: dict[str, tuple[str, Callable[[Job], str]]] = {
 
 def check_chunks(job: Job, log: Callable[[str], None]) -> None:
     """Refuse an input with missing chunks, or note those that are read as the fill value."""
-    config, absent = job.config, job.input.absent
+    config, missing_chunks = job.config, job.input.missing_chunks
     if config.input.missing == "error":
         job.input.require_chunks("input.missing=fill")
-    elif absent.chunks:
-        log(f"input: {absent}; they are read as the array's fill value (input.missing = fill)")
+    elif missing_chunks.chunks:
+        log(f"input: {missing_chunks}; they are read as the array's fill value (input.missing = fill)")
     if config.neighbors.precomputed is not None:
         job.precomputed.require_chunks()
     if config.start.init not in INIT_METHODS:
@@ -97,7 +97,7 @@ def check_same_input(job: Job, input_name: str, log: Callable[[str], None]) -> N
             f"{input_name}, or another output"
         )
     if recorded["signature"] != current["signature"]:
-        if isinstance(source, Spooled):
+        if isinstance(source, SpooledInput):
             raise RunMismatchError(
                 f"{run.location} was begun with other data than the {source.what} that is given now: give the same, or "
                 f"name another output"

@@ -19,7 +19,7 @@ from dumap.planning.sparse import EntryCounts
 from dumap.planning.steps import END_READS, END_WRITES, MANIFEST_BYTES, manifest_bytes, read_requests, write_requests
 from dumap.sources.opening import open_source
 from dumap.sources.spooled import is_spooled
-from dumap.sources.zarr_array import Precomputed
+from dumap.sources.zarr_array import PrecomputedNeighbors
 from dumap.stages import (
     Recipe,
     Stage,
@@ -84,8 +84,8 @@ def geometry_of(config: Config) -> Geometry:
             f"rows are {source.dtype}: pack them (numpy.packbits(x, axis=1)), or take hamming or jaccard"
         )
     path = config.neighbors.precomputed
-    precomputed = None if path is None else Precomputed(path, source.rows)
-    entries = EntryCounts(source.entries, source.densest) if source.sparse else None
+    precomputed = None if path is None else PrecomputedNeighbors(path, source.rows)
+    entries = EntryCounts(source.entries, source.max_window_entries) if source.sparse else None
     shape = (source.rows, source.dims, source.dtype.itemsize, source.chunk_rows)
     return make_geometry(config, *shape, precomputed, entries)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from dumap.errors import InputError
-from dumap.sources.objects import is_a
+from dumap.sources.objects import is_instance
 
 UNNAMED = "vectors"
 """The array's name if none is given."""
@@ -17,7 +17,7 @@ BY_COLUMNS = ("anndata.abc", "CSCDataset")
 
 def is_annotated(data: Any) -> bool:
     """Return whether data is an AnnData object."""
-    return is_a(data, "anndata", "AnnData")
+    return is_instance(data, "anndata", "AnnData")
 
 
 def arrays_in(data: Any) -> dict[str, Any]:
@@ -43,7 +43,7 @@ def element_of(data: Any, name: str) -> tuple[str, Any]:
     arrays = arrays_in(data)
     if name == UNNAMED:
         name = USUAL if USUAL in arrays else "X"
-    there = {key: value.shape for key, value in arrays.items() if not is_a(value, *BY_COLUMNS)}
+    there = {key: value.shape for key, value in arrays.items() if not is_instance(value, *BY_COLUMNS)}
     told = ", ".join(f"{key} {tuple(map(int, shape))}" for key, shape in there.items()) or "none"
     if name not in arrays:
         raise InputError(f"input.array: no {name!r} in the AnnData object; its arrays are: {told}")

@@ -37,7 +37,7 @@ class ArrayRows:
     """
 
     names: np.ndarray | None = None
-    sparse, entries, densest = False, 0, 0
+    sparse, entries, max_window_entries = False, 0, 0
 
     def __init__(self, kind: str, shape: tuple[int, ...], dtype: np.dtype, get: Callable[[int, int], Any]) -> None:
         check_rows(kind, shape, dtype)

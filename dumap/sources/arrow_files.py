@@ -44,7 +44,7 @@ def _matrix(batch: Any, columns: list[str], dtype: np.dtype) -> np.ndarray:
     return np.stack(arrays, axis=1) if arrays else np.empty((batch.num_rows, 0), dtype)
 
 
-class Parquet:
+class ParquetTable:
     """A Parquet file with columns of numbers, or with one column of lists of numbers that have equal lengths.
 
     Memory holds the rows of a block and some pages of each column, of about a megabyte each. It does not depend on the
@@ -57,7 +57,7 @@ class Parquet:
     """
 
     def __init__(self, path: str, choice: FileSelection) -> None:
-        self.path, self.left_out = path, list[str]()
+        self.path, self.skipped_columns = path, list[str]()
         with pyarrow.parquet.ParquetFile(path) as file:
             schema = file.schema_arrow
             names = list(schema.names)
@@ -75,7 +75,7 @@ class Parquet:
                 lacking = {name for name in self.columns if _may_lack(file.metadata, name)}
                 dtypes = [_numpy(schema.field(name).type) for name in self.columns]
                 self.dtype = np.result_type(*dtypes, *([np.float64] if lacking else []))
-                self.left_out = [name for name in other_names if name not in numbers] if selected is None else []
+                self.skipped_columns = [name for name in other_names if name not in numbers] if selected is None else []
             else:
                 self.columns, self.dtype = None, _numpy(schema.field(self._list).type.value_type)
                 first = next(file.iter_batches(1, columns=[self._list]), None)
@@ -135,7 +135,7 @@ def _names(batch: Any, name: str | None) -> list[str] | None:
     return None if name is None else text_of(batch.column(batch.schema.get_field_index(name)).to_pylist())
 
 
-class Csv:
+class CsvTable:
     """A text file with a row on each line. The first line may hold the columns' names.
 
     Parameters
@@ -168,7 +168,7 @@ class Csv:
             taken = chosen_names(path, None if which is None else tuple(names[i] for i in which), names, numbers)
         self.taken, self.columns = taken, taken if choice.header else None
         self.dims, self.dtype = len(taken), np.dtype(np.float64)
-        self.left_out = [name for name in other_names if name not in numbers] if choice.columns is None else []
+        self.skipped_columns = [name for name in other_names if name not in numbers] if choice.columns is None else []
 
     @contextlib.contextmanager
     def _reader(self, types: dict[str, Any]) -> Iterator[Any]:

@@ -12,7 +12,7 @@ from scipy.sparse import csr_matrix
 
 from dumap.errors import InputError
 from dumap.kernels.csr import INT32_MAX, canonical_rows, entry_dtype, max_window_entries
-from dumap.sources.zarr_array import Input, stamped
+from dumap.sources.zarr_array import ArrayInput, stamped
 from dumap.store import (
     CsrGroup,
     MissingChunks,
@@ -138,7 +138,7 @@ class CsrInput:
         return canonical_rows(self._numbers("data", low, high), columns, bounds - low, self.dims)
 
     @cached_property
-    def densest(self) -> int:
+    def max_window_entries(self) -> int:
         """See `Source`."""
         return max_window_entries(self.counts())
 
@@ -148,12 +148,12 @@ class CsrInput:
             yield np.diff(self._bounds(start, min(self.rows, start + SCANNED_ROWS)))
 
     @cached_property
-    def absent(self) -> MissingChunks:
+    def missing_chunks(self) -> MissingChunks:
         """The missing chunks of all three arrays. Their content is counted in entries."""
         found = {name: find_missing_chunks(self.path, array) for name, array in self._group.arrays.items()}
-        keys = [f"{name}/{key}" for name, absent in found.items() for key in absent.keys]
+        keys = [f"{name}/{key}" for name, missing_chunks in found.items() for key in missing_chunks.keys]
         chunks, of, held = (sum(getattr(one, name) for one in found.values()) for name in ("chunks", "of", "rows"))
-        spans = [span for absent in found.values() for span in absent.spans]
+        spans = [span for missing_chunks in found.values() for span in missing_chunks.spans]
         return replace(MissingChunks(chunks, of, held, keys, spans), what="entries")
 
     def require_chunks(self, fill: str | None = None) -> None:
@@ -178,7 +178,7 @@ class CsrInput:
         }
 
 
-def open_array(path: str, array: str, bfloat16: bool = False) -> Input | CsrInput:
+def open_array(path: str, array: str, bfloat16: bool = False) -> ArrayInput | CsrInput:
     """Open an array of a store, or the CSR matrix in the group of that name.
 
     Raises
@@ -191,4 +191,4 @@ def open_array(path: str, array: str, bfloat16: bool = False) -> Input | CsrInpu
         raise InputError(
             f"input.dtype = bfloat16: {path}, group {sparse.path!r} is a sparse matrix; leave the setting out"
         )
-    return Input(path, array, bfloat16=bfloat16) if sparse is None else CsrInput(path, array, sparse)
+    return ArrayInput(path, array, bfloat16=bfloat16) if sparse is None else CsrInput(path, array, sparse)

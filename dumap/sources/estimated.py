@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from sklearn.utils import check_random_state
 
-from dumap.sources.objects import is_a
+from dumap.sources.objects import is_instance
 
 
 def seed_of(random_state: int | np.random.RandomState | None) -> int | None:
@@ -33,7 +33,7 @@ def is_lazy(data: Any) -> bool:
 
 def named_like(x: Any, data: Any) -> Any:
     """Return rows as a data frame with the row names of `data`, if `data` is one."""
-    if not is_a(data, "pandas", "DataFrame") or not isinstance(x, np.ndarray):
+    if not is_instance(data, "pandas", "DataFrame") or not isinstance(x, np.ndarray):
         return x
     import pandas
 

@@ -56,14 +56,14 @@ class Table(Protocol):
         Names of the columns that are taken.
     dims : int
     dtype : numpy.dtype
-    left_out : list of str
+    skipped_columns : list of str
         Columns that are left out because they hold no numbers.
     """
 
     columns: list[str] | None
     dims: int
     dtype: np.dtype
-    left_out: list[str]
+    skipped_columns: list[str]
 
     def blocks(self, rows: int) -> Iterator[Block]:
         """Yield all rows in order, about `rows` at a time."""
@@ -110,18 +110,18 @@ def open_table(path: str, choice: FileSelection) -> Table:
         if ending == ".npy":
             return _numpy(path, choice)
         if ending == ".npz":
-            return Npz(path, choice)
+            return NpzTable(path, choice)
         if ending in (".parquet", ".pq"):
-            from dumap.sources.arrow_files import Parquet
+            from dumap.sources.arrow_files import ParquetTable
 
-            return Parquet(path, choice)
+            return ParquetTable(path, choice)
         if ending in (".h5", ".hdf5", ".h5ad"):
             from dumap.sources.hdf5_files import open_hdf5
 
             return open_hdf5(path, choice)
-        from dumap.sources.arrow_files import Csv
+        from dumap.sources.arrow_files import CsvTable
 
-        return Csv(path, choice, "\t" if ".tsv" in ending else ",")
+        return CsvTable(path, choice, "\t" if ".tsv" in ending else ",")
 
 
 @contextlib.contextmanager
@@ -200,7 +200,7 @@ def require_numbers(path: str, shape: tuple[int, ...], dtype: np.dtype) -> None:
 # NumPy -------------------------------------------------------------------------------------------
 
 
-class Sliced:
+class SlicedTable:
     """A matrix from which any range of rows can be read.
 
     Parameters
@@ -215,7 +215,7 @@ class Sliced:
 
     def __init__(self, path: str, matrix: Any, choice: FileSelection, names: Any = None) -> None:
         require_numbers(path, matrix.shape, matrix.dtype)
-        self.path, self.left_out = path, list[str]()
+        self.path, self.skipped_columns = path, list[str]()
         self.columns: list[str] | None = None
         self._matrix, self._names = matrix, names
         self._taken = chosen_numbers(path, choice.columns, matrix.shape[1])
@@ -248,13 +248,13 @@ class _Mapped:
         return np.array(np.load(self._path, mmap_mode="r")[rows])
 
 
-def _numpy(path: str, choice: FileSelection) -> Sliced:
+def _numpy(path: str, choice: FileSelection) -> SlicedTable:
     if choice.names is not None:
         raise InputError(f"{path}: has no column of names ({choice.names})")
-    return Sliced(path, _Mapped(path), choice)
+    return SlicedTable(path, _Mapped(path), choice)
 
 
-class Npz:
+class NpzTable:
     """An array of a .npz file, read from beginning to end.
 
     Parameters
@@ -264,7 +264,7 @@ class Npz:
     """
 
     def __init__(self, path: str, choice: FileSelection) -> None:
-        self.path, self.left_out = path, list[str]()
+        self.path, self.skipped_columns = path, list[str]()
         self.columns: list[str] | None = None
         with zipfile.ZipFile(path) as archive:
             array_names = [name.removesuffix(".npy") for name in archive.namelist()]

@@ -9,13 +9,13 @@ import h5py
 import numpy as np
 
 from dumap.errors import InputError
-from dumap.sources.files import INDEX, Block, FileSelection, Sliced, chosen_numbers, readable, text_of
+from dumap.sources.files import INDEX, Block, FileSelection, SlicedTable, chosen_numbers, readable, text_of
 
 MAX_LISTED = 10
 """Most arrays that a message names."""
 
 
-def open_hdf5(path: str, choice: FileSelection) -> Sliced | SparseRows:
+def open_hdf5(path: str, choice: FileSelection) -> SlicedTable | SparseTable:
     """Open a matrix of a file: the matrix that `choice` names, otherwise AnnData's X, otherwise the file's only matrix.
 
     Raises
@@ -39,14 +39,14 @@ def open_hdf5(path: str, choice: FileSelection) -> Sliced | SparseRows:
         if names is not None:
             raise InputError(f"{path}: {choice.names} holds {len(names)} names for {_rows(node)} rows")
     if isinstance(node, h5py.Dataset):
-        return Sliced(path, node, choice, names)
+        return SlicedTable(path, node, choice, names)
     kind = str(node.attrs.get("encoding-type", "a group"))
     if kind != "csr_matrix":
         raise InputError(
             f"{path}: {key} is {kind}, which cannot be read row by row; name another array with --key"
             + (f", such as {', '.join(matrices[:MAX_LISTED])}" if matrices else "")
         )
-    return SparseRows(path, node, choice, names)
+    return SparseTable(path, node, choice, names)
 
 
 def _is_matrix(node: Any) -> bool:
@@ -70,7 +70,7 @@ def _names(path: str, file: Any, choice: FileSelection) -> Any:
     return obs[index] if isinstance(index, str) and isinstance(obs.get(index), h5py.Dataset) else None
 
 
-class SparseRows:
+class SparseTable:
     """A sparse matrix, stored by rows. Each block becomes dense when it is read.
 
     Parameters
@@ -83,7 +83,7 @@ class SparseRows:
     """
 
     def __init__(self, path: str, group: Any, choice: FileSelection, names: Any) -> None:
-        self.path, self.left_out = path, list[str]()
+        self.path, self.skipped_columns = path, list[str]()
         self.columns: list[str] | None = None
         self._group, self._names = group, names
         self._rows, width = (int(length) for length in group.attrs["shape"])

@@ -27,7 +27,7 @@ class _Facts(NamedTuple):
     columns: list[str] | None
     dims: int
     dtype: np.dtype
-    left_out: list[str]
+    skipped_columns: list[str]
 
 
 def _look(path: str, choice: FileSelection) -> _Facts:
@@ -35,7 +35,7 @@ def _look(path: str, choice: FileSelection) -> _Facts:
     dtype = np.dtype(np.uint8) if table.dtype.kind == "b" else table.dtype.newbyteorder("=")
     if dtype.itemsize > 8:
         raise InputError(f"{path}: values of {dtype}; save them as float64")
-    return _Facts(path, table.columns, table.dims, dtype, table.left_out)
+    return _Facts(path, table.columns, table.dims, dtype, table.skipped_columns)
 
 
 def _check_alike(first: _Facts, other: _Facts) -> None:
@@ -93,8 +93,8 @@ def ingest(
     first = facts[0]
     for other in facts:
         _check_alike(first, other)
-        if other.left_out:
-            note(f"{other.path}: left out, since they hold no numbers: {', '.join(other.left_out)}")
+        if other.skipped_columns:
+            note(f"{other.path}: left out, since they hold no numbers: {', '.join(other.skipped_columns)}")
     kind = _dtype(dtype) or np.result_type(*(other.dtype for other in facts))
     if not first.dims:
         raise InputError(f"{first.path}: has no columns")

@@ -22,7 +22,7 @@ TAKEN = (
 """The data that can be embedded, for messages."""
 
 
-def is_a(data: Any, module: str, name: str) -> bool:
+def is_instance(data: Any, module: str, name: str) -> bool:
     """Return whether data is an instance of a library's class, without importing the library."""
     kind = getattr(sys.modules.get(module), name, None)
     return isinstance(kind, type) and isinstance(data, kind)
@@ -40,8 +40,8 @@ def paths_of(data: Any) -> dict[str, Any] | None:
         return {"path": os.fsdecode(data)}
     if isinstance(data, list | tuple) and data and all(isinstance(path, str | os.PathLike) for path in data):
         return {"path": [os.fsdecode(path) for path in data]}
-    stored = data if is_a(data, "zarr", "Array") else None
-    if is_a(data, "anndata.abc", "CSRDataset") and is_a(data.group, "zarr", "Group"):
+    stored = data if is_instance(data, "zarr", "Array") else None
+    if is_instance(data, "anndata.abc", "CSRDataset") and is_instance(data.group, "zarr", "Group"):
         stored = data.group
     if stored is not None and (place := array_location(stored)) is not None:
         return {"path": place[0], **({"array": place[1]} if place[1] else {})}
@@ -51,7 +51,7 @@ def paths_of(data: Any) -> dict[str, Any] | None:
 def is_sparse(data: Any) -> bool:
     """Return whether data is a matrix of scipy.sparse, or one that anndata reads from a file by rows."""
     names = (("scipy.sparse", "spmatrix"), ("scipy.sparse", "sparray"), ("anndata.abc", "CSRDataset"))
-    return any(is_a(data, *name) for name in names)
+    return any(is_instance(data, *name) for name in names)
 
 
 def rows_of(data: Any) -> ArrayRows:
@@ -67,13 +67,17 @@ def rows_of(data: Any) -> ArrayRows:
     kind = f"{type(data).__module__.split('.')[0]}.{type(data).__name__}"
     if is_sparse(data):
         return sparse_rows_of(data, kind)
-    if is_a(data, "pandas", "DataFrame"):
+    if is_instance(data, "pandas", "DataFrame"):
         return _of_frame(data, kind)
-    if is_a(data, "pandas", "Series"):
+    if is_instance(data, "pandas", "Series"):
         raise InputError(f"the {kind} has one column; give a data frame")
-    if is_a(data, "xarray", "DataArray") or is_a(data, "zarr", "Array") or is_a(data, "h5py", "Dataset"):
+    if (
+        is_instance(data, "xarray", "DataArray")
+        or is_instance(data, "zarr", "Array")
+        or is_instance(data, "h5py", "Dataset")
+    ):
         return ArrayRows(kind, data.shape, np.dtype(data.dtype), lambda start, stop: np.asarray(data[start:stop]))
-    if is_a(data, "xarray", "Dataset") or isinstance(data, Mapping):
+    if is_instance(data, "xarray", "Dataset") or isinstance(data, Mapping):
         raise ConfigError(f"data of type {type(data).__name__} holds several arrays: give one of them")
     return _of_array(data, kind)
 

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from dumap.config import InputConfig
 from dumap.sources.csr_group import open_array
 from dumap.sources.source import Source
-from dumap.sources.spooled import Spooled, is_spooled
-from dumap.sources.stores import Stores
+from dumap.sources.spooled import SpooledInput, is_spooled
+from dumap.sources.stores import ConcatenatedInput
 from dumap.store import Run, expand_pattern, is_pattern
 from dumap.store.disk import normalize
 
@@ -29,11 +29,11 @@ def open_source(config: InputConfig, run: Callable[[], Run] | None = None) -> So
     """
     paths = locate(config)
     if is_spooled(paths[0]):
-        return Spooled(paths[0], run)
+        return SpooledInput(paths[0], run)
     bfloat16 = config.dtype == "bfloat16"
     if len(paths) == 1:
         return open_array(paths[0], config.array, bfloat16)
-    return Stores(paths, config.array, bfloat16)
+    return ConcatenatedInput(paths, config.array, bfloat16)
 
 
 def locate(config: InputConfig) -> tuple[str, ...]:

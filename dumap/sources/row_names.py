@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 from dumap.sources.csr_group import CsrInput
-from dumap.sources.objects import is_a
+from dumap.sources.objects import is_instance
 from dumap.sources.source import Source
-from dumap.sources.stores import Stores
-from dumap.sources.zarr_array import Input
+from dumap.sources.stores import ConcatenatedInput
+from dumap.sources.zarr_array import ArrayInput
 from dumap.store import Run
 from dumap.store.row_names import find_row_names, has_names, normalize_names, write_row_names
 
@@ -24,12 +24,12 @@ def names_of(data: Any) -> np.ndarray | None:
     data
         The object. A pandas data frame, an AnnData object or an xarray.DataArray may have names.
     """
-    if is_a(data, "pandas", "DataFrame"):
-        counts = is_a(data.index, "pandas", "RangeIndex") and (data.index.start, data.index.step) == (0, 1)
+    if is_instance(data, "pandas", "DataFrame"):
+        counts = is_instance(data.index, "pandas", "RangeIndex") and (data.index.start, data.index.step) == (0, 1)
         return None if counts else normalize_names(data.index)
-    if is_a(data, "anndata", "AnnData"):
+    if is_instance(data, "anndata", "AnnData"):
         return normalize_names(data.obs_names)
-    if is_a(data, "xarray", "DataArray") and data.dims and data.dims[0] in data.coords:
+    if is_instance(data, "xarray", "DataArray") and data.dims and data.dims[0] in data.coords:
         return normalize_names(data.coords[data.dims[0]].values)
     return None
 
@@ -52,8 +52,8 @@ def keep_names(run: Run, source: Source, names: np.ndarray | None) -> None:
     if names is not None:
         blocks, is_text = [names], names.dtype.kind == "O"
     else:
-        alone = [source] if isinstance(source, Input | CsrInput) else []
-        stores = source.stores if isinstance(source, Stores) else alone
+        alone = [source] if isinstance(source, ArrayInput | CsrInput) else []
+        stores = source.stores if isinstance(source, ConcatenatedInput) else alone
         found = [find_row_names(store.path, store.node_path, store.rows) for store in stores]
         named = [one for one in found if one is not None]
         if not named or len(named) < len(found) or len({one.is_text for one in named}) > 1:

@@ -23,7 +23,7 @@ class Source(Protocol):
         The least rows that are decoded at once.
     sparse : bool
         Rows are read as a scipy.sparse.csr_matrix: see `dumap.kernels.csr.canonical_rows`.
-    entries, densest : int
+    entries, max_window_entries : int
         For sparse rows, the number of all entries or an upper bound of it, and the most entries of
         `kernels.csr.WINDOW_ROWS` rows. 0 for other rows.
     """
@@ -37,14 +37,14 @@ class Source(Protocol):
     entries: int
 
     @property
-    def densest(self) -> int:
+    def max_window_entries(self) -> int:
         """See above; computed on first access."""
 
     def read(self, start: int, stop: int) -> Any:
         """Read rows [start, stop) in the source's dtype, C order."""
 
     @property
-    def absent(self) -> MissingChunks:
+    def missing_chunks(self) -> MissingChunks:
         """The missing chunks."""
 
     def require_chunks(self, fill: str | None = None) -> None:

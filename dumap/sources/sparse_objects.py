@@ -30,7 +30,7 @@ class SparseObjectRows(ArrayRows):
 
     Attributes
     ----------
-    kind, rows, dims, dtype, names, sparse, entries, densest
+    kind, rows, dims, dtype, names, sparse, entries, max_window_entries
         See `ObjectRows`. The dtype is `kernels.csr.entry_dtype`.
     """
 
@@ -43,7 +43,7 @@ class SparseObjectRows(ArrayRows):
         if self.dims > INT32_MAX:
             raise InputError(f"the {kind} has {self.dims} columns; allowed are {INT32_MAX} at the most")
         counts = np.diff(bounds).astype(np.int64)
-        self.entries, self.densest = int(counts.sum()), max_window_entries([counts])
+        self.entries, self.max_window_entries = int(counts.sum()), max_window_entries([counts])
 
     def read(self, start: int, stop: int) -> Any:
         """Return rows [start, stop) as a canonical csr_matrix."""
@@ -60,7 +60,7 @@ class SparseObjectRows(ArrayRows):
         """Bytes that a task takes: a part's rows as read, sorted and written."""
         part_rows = PART_BYTES // sparse_row_bytes(self.entries, self.rows, self.dtype)
         windows = min(-(-self.rows // WINDOW_ROWS), part_rows // WINDOW_ROWS + 2)
-        return 4 * min(self.entries, windows * self.densest) * (self.dtype.itemsize + 4) + PART_BYTES
+        return 4 * min(self.entries, windows * self.max_window_entries) * (self.dtype.itemsize + 4) + PART_BYTES
 
     @cached_property
     def token(self) -> str:

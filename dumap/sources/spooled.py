@@ -47,7 +47,7 @@ class ObjectRows(Protocol):
         Bytes that a task takes to write a part, and the least bytes with which it can be done.
     names : ndarray or None
         Names of the rows, (rows,) of int64 or of texts.
-    sparse, entries, densest
+    sparse, entries, max_window_entries
         See `Source`.
     """
 
@@ -60,7 +60,7 @@ class ObjectRows(Protocol):
     entries: int
 
     @property
-    def densest(self) -> int:
+    def max_window_entries(self) -> int:
         """As above."""
 
     @property
@@ -95,7 +95,7 @@ def check_rows(kind: str, shape: tuple[int, ...], dtype: np.dtype) -> None:
 
 def location_of(object_rows: ObjectRows) -> str:
     """Return the location that stands for an object in the configuration."""
-    form = f"/csr-{object_rows.entries}-{object_rows.densest}" if object_rows.sparse else ""
+    form = f"/csr-{object_rows.entries}-{object_rows.max_window_entries}" if object_rows.sparse else ""
     shape = f"{object_rows.rows}x{object_rows.dims}"
     return f"spool://{object_rows.kind}/{shape}/{object_rows.dtype.name}/{object_rows.token}{form}"
 
@@ -110,7 +110,7 @@ def sparse_row_bytes(entries: int, rows: int, dtype: np.dtype) -> int:
     return max(1, -(-entries * (dtype.itemsize + 4) // rows) + 8)
 
 
-class Spooled:
+class SpooledInput:
     """The rows of an object, in the run.
 
     Parameters
@@ -123,7 +123,7 @@ class Spooled:
     Attributes
     ----------
     kind : str
-    path, rows, dims, dtype, chunk_rows, sparse, entries, densest
+    path, rows, dims, dtype, chunk_rows, sparse, entries, max_window_entries
         See `Source`.
     part_rows, parts : int
         Rows of each part but the last, and the number of parts.
@@ -141,7 +141,11 @@ class Spooled:
         self.path, self.kind, self._token, self._run = location, found[1], found[5], run
         self.rows, self.dims, self.dtype = int(found[2]), int(found[3]), np.dtype(found[4])
         check_rows(self.kind, (self.rows, self.dims), self.dtype)
-        self.sparse, self.entries, self.densest = found[6] is not None, int(found[6] or 0), int(found[7] or 0)
+        self.sparse, self.entries, self.max_window_entries = (
+            found[6] is not None,
+            int(found[6] or 0),
+            int(found[7] or 0),
+        )
         row_bytes = self.dims * self.dtype.itemsize
         if self.sparse:
             row_bytes = sparse_row_bytes(self.entries, self.rows, self.dtype)
@@ -180,7 +184,7 @@ class Spooled:
         return out
 
     @property
-    def absent(self) -> MissingChunks:
+    def missing_chunks(self) -> MissingChunks:
         """No chunk is missing: the stage has written all rows, or it is not done."""
         return MissingChunks(0, self.parts, 0)
 

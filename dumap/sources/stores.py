@@ -15,14 +15,14 @@ from scipy.sparse import vstack
 from dumap.errors import InputError
 from dumap.kernels.csr import max_window_entries
 from dumap.sources.csr_group import CsrInput, open_array
-from dumap.sources.zarr_array import Input
+from dumap.sources.zarr_array import ArrayInput
 from dumap.store import MissingChunks
 
 MAX_LISTED = 5
 """Keys, and ranges of rows, of missing chunks that a message names."""
 
 
-class Stores:
+class ConcatenatedInput:
     """An array in each of several stores, in order.
 
     Parameters
@@ -31,13 +31,13 @@ class Stores:
     array : str
         The array's name in each.
     bfloat16 : bool
-        See `Input`.
+        See `ArrayInput`.
 
     Attributes
     ----------
-    path, rows, dims, dtype, chunk_rows, sparse, entries, densest
+    path, rows, dims, dtype, chunk_rows, sparse, entries, max_window_entries
         See `Source`. The dtype is the common dtype of all stores.
-    stores : list of Input or CsrInput
+    stores : list of ArrayInput or CsrInput
 
     Raises
     ------
@@ -68,7 +68,7 @@ class Stores:
         self.sparse, self.entries = first.sparse, sum(store.entries for store in self.stores)
 
     @property
-    def densest(self) -> int:
+    def max_window_entries(self) -> int:
         """As of `Source`."""
         return max_window_entries(
             counts for store in self.stores if isinstance(store, CsrInput) for counts in store.counts()
@@ -89,16 +89,18 @@ class Stores:
             done += high - low
         return out
 
-    def _each(self) -> Iterator[tuple[Input | CsrInput, int]]:
+    def _each(self) -> Iterator[tuple[ArrayInput | CsrInput, int]]:
         """Yield each store and the number of its first row."""
         return zip(self.stores, self._offsets[:-1], strict=True)
 
     @cached_property
-    def absent(self) -> MissingChunks:
+    def missing_chunks(self) -> MissingChunks:
         """The missing chunks of all stores."""
-        found = [(store.absent, store.path, offset) for store, offset in self._each()]
-        keys = [f"{path}: {key}" for absent, path, _ in found for key in absent.keys]
-        spans = [(low + offset, high + offset) for absent, _, offset in found for low, high in absent.spans]
+        found = [(store.missing_chunks, store.path, offset) for store, offset in self._each()]
+        keys = [f"{path}: {key}" for missing_chunks, path, _ in found for key in missing_chunks.keys]
+        spans = [
+            (low + offset, high + offset) for missing_chunks, _, offset in found for low, high in missing_chunks.spans
+        ]
         chunks, of, rows = (sum(getattr(one, name) for one, *_ in found) for name in ("chunks", "of", "rows"))
         return MissingChunks(chunks, of, rows, keys[:MAX_LISTED], spans[:MAX_LISTED])
 

@@ -69,7 +69,7 @@ def stamped(path: str, node: str, facts: list[Any]) -> str:
     return digest.hexdigest()
 
 
-class Input:
+class ArrayInput:
     """An array that a run reads, row by row, and never writes.
 
     Parameters
@@ -90,11 +90,11 @@ class Input:
         The least rows that are decoded at once: those of a chunk, or of an inner chunk of a shard.
     dtype : numpy.dtype
         float32 for bfloat16, which NumPy does not have.
-    sparse, entries, densest
+    sparse, entries, max_window_entries
         See `Source`.
     """
 
-    sparse, entries, densest = False, 0, 0
+    sparse, entries, max_window_entries = False, 0, 0
 
     def __init__(self, path: str, array: str, spec: ArraySpec = VECTORS, bfloat16: bool = False) -> None:
         self.path, self.name = normalize(path), array
@@ -137,13 +137,13 @@ class Input:
             raise InputError(f"{self.path}: {what} ({describe_error(error)})") from error
 
     @cached_property
-    def absent(self) -> MissingChunks:
+    def missing_chunks(self) -> MissingChunks:
         """The missing chunks, listed once. If objects lie elsewhere in the store, an InputError is raised."""
         return find_missing_chunks(self.path, self._array)
 
     def require_chunks(self, fill: str | None = None) -> None:
         """Refuse missing chunks. `fill` names the setting that fills them, if there is one."""
-        require_chunks(self.path, self._array, self.absent, fill)
+        require_chunks(self.path, self._array, self.missing_chunks, fill)
 
     def signature(self) -> str:
         """Return a digest of the objects' keys, sizes and times, without reading the data."""
@@ -160,7 +160,7 @@ class Input:
         }
 
 
-class Precomputed:
+class PrecomputedNeighbors:
     """A given k-NN graph: two arrays of a Zarr group, in the order of the input's rows.
 
     Parameters
@@ -177,7 +177,7 @@ class Precomputed:
     """
 
     def __init__(self, path: str, rows: int) -> None:
-        self.indices, self.distances = Input(path, "indices", INDICES), Input(path, "distances", DISTANCES)
+        self.indices, self.distances = ArrayInput(path, "indices", INDICES), ArrayInput(path, "distances", DISTANCES)
         self.path, self.columns = self.indices.path, self.indices.dims
         shapes = [(array.rows, array.dims) for array in (self.indices, self.distances)]
         if shapes[0] != shapes[1] or shapes[0][0] != rows:

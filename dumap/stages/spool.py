@@ -18,7 +18,7 @@ from dumap.planning.geometry import Geometry
 from dumap.planning.plan import StageProjection
 from dumap.planning.steps import Step
 from dumap.sources.arrays import ArrayRows
-from dumap.sources.spooled import PART_BYTES, SPOOL, SPOOLED, Spooled
+from dumap.sources.spooled import PART_BYTES, SPOOL, SPOOLED, SpooledInput
 from dumap.stages import Context, Stage
 
 
@@ -36,9 +36,9 @@ def row_range_of(job: Job, part: str) -> tuple[int, int]:
     return _spooled_source(job).span(number_of(part))
 
 
-def _spooled_source(job: Job) -> Spooled:
+def _spooled_source(job: Job) -> SpooledInput:
     source = job.input
-    assert isinstance(source, Spooled)
+    assert isinstance(source, SpooledInput)
     return source
 
 

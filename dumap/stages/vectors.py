@@ -299,7 +299,7 @@ def run(context: Context) -> dict:
         "rows": rows,
         "dropped": nonfinite,
         **_count_cast_changes(context, sum_fact(store, VECTORS, blocks, "inexact"), buckets),
-        "missing_chunks": context.job.input.absent.chunks,
+        "missing_chunks": context.job.input.missing_chunks.chunks,
         "zero": sum_fact(store, VECTORS, blocks, "zero"),
         "duplicates": duplicates,
         "distinct": distinct,

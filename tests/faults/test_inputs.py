@@ -397,13 +397,13 @@ def test_spans_far_out_are_read(tmp_path):
 @pytest.mark.fault(35)
 def test_an_input_of_more_rows_than_32_bits_count(new_path):
     """Chunks that are not there are zeros in Zarr, so that the array takes no room."""
-    from dumap.sources.zarr_array import Input
+    from dumap.sources.zarr_array import ArrayInput
 
     path = new_path("in.zarr")
     array = zarr.create_group(path).create_array("vectors", shape=(MANY, 2), chunks=(1000, 2), dtype="f4")
     array[MANY - 3 : MANY] = noise(3, 2)
     config = build_config({"input": {"path": path}, "output": new_path("run.zarr")})
     assert plan(config).geometry.index_dtype == np.int64
-    source = Input(path, "vectors")
+    source = ArrayInput(path, "vectors")
     assert source.rows == MANY
     np.testing.assert_array_equal(source.read(MANY - 4, MANY), np.concatenate([np.zeros((1, 2)), noise(3, 2)]))

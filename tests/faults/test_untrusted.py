@@ -21,7 +21,7 @@ from dumap.config.metrics import ARGUMENT_AXES, METRICS, ordered_arguments
 from dumap.errors import ConfigError, DumapError, InputError, StorageError
 from dumap.recipe import damage
 from dumap.recipe.pipeline import plan
-from dumap.sources.zarr_array import Input
+from dumap.sources.zarr_array import ArrayInput
 from dumap.store import IDENTITY, MANIFESTS, PARTS, Run, manifest_key
 from dumap.store.objects import digest, seal
 from dumap.store.stored_array import StoredArray
@@ -79,7 +79,7 @@ def pickled(path: Path, mark: Path, form: str, name: str = "vectors", rows: int 
 def test_no_chunk_is_unpickled(trusting, tmp_path, mark, cli, form, whole):
     path = pickled(tmp_path / "in.zarr", mark, form) + ("/vectors" if whole else "")
     with pytest.raises(InputError, match="pickle"):
-        Input(path, "vectors")
+        ArrayInput(path, "vectors")
     with pytest.raises(InputError, match="pickle"):
         store.read_array(str(tmp_path / "in.zarr" / "vectors"))
     assert cli("run", "--input", path, "--output", tmp_path / "run.zarr").code == 3
@@ -111,9 +111,9 @@ def test_no_chunk_of_a_runs_result_is_unpickled(trusting, run, mark, kind):
 def test_an_array_beside_that_no_one_can_read_hides_no_other(tmp_path, mark):
     path = pickled(tmp_path / "in.zarr", mark, "numbers, filter", "odd")
     zarr.open_group(path, zarr_format=2).create_array("vectors", data=np.ones((40, 3)), chunks=(40, 3))
-    assert Input(path, "vectors").rows == 40
+    assert ArrayInput(path, "vectors").rows == 40
     with pytest.raises(InputError, match=r"no array 'pixels' in .*in\.zarr"):
-        Input(path, "pixels")
+        ArrayInput(path, "pixels")
 
 
 @pytest.mark.parametrize("codec", ["pickle", "numcodecs.pickle"])
@@ -124,7 +124,7 @@ def test_no_codec_of_that_name_is_taken_in_version_3(tmp_path, mark, codec):
     metadata["codecs"].append({"name": codec, "configuration": {}})
     (path / "zarr.json").write_text(json.dumps(metadata))
     with pytest.raises(DumapError):
-        Input(str(path), "vectors")
+        ArrayInput(str(path), "vectors")
 
 
 def test_no_object_in_a_file_of_numbers_is_unpickled(tmp_path, mark):
@@ -326,7 +326,7 @@ def test_the_arrays_name_leads_nowhere_else(tmp_path, array):
     zarr.create_array(tmp_path / "other" / "vectors", data=np.ones((40, 3)))
     for name in (array, f"{array}/vectors"):
         with pytest.raises(InputError, match=r"input\.array: "):
-            Input(str(tmp_path / "in.zarr"), name)
+            ArrayInput(str(tmp_path / "in.zarr"), name)
 
 
 @pytest.mark.parametrize("kind", mark_slow_except(["object", "text", "complex", "huge", "flat"], "object", "text"))

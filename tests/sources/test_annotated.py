@@ -15,7 +15,7 @@ import dumap
 from dumap.errors import InputError
 from dumap.sources.annotated import element_of
 from dumap.sources.objects import rows_of
-from dumap.sources.zarr_array import Input
+from dumap.sources.zarr_array import ArrayInput
 
 QUICK = {"n_epochs": 5, "quality": {"queries": 0}, "audit": {"queries": 0}, "cluster": {"engine": "local"}}
 INPUT = {"array": "obsm/X_pca"}
@@ -124,7 +124,7 @@ def sharded(path: str, x: np.ndarray, chunk_rows: int) -> str:
 def test_shards_larger_than_a_task_are_read_by_their_chunks(new_path):
     x = np.random.default_rng(0).normal(size=(40_000, 50)).astype("f4")
     path = sharded(new_path("cells.zarr"), x, 1000)
-    assert Input(path, "obsm/X_pca").chunk_rows == 1000
+    assert ArrayInput(path, "obsm/X_pca").chunk_rows == 1000
     plan = dumap.plan(path, output="nowhere.zarr", input=INPUT, task_memory="4MiB")
     assert plan.geometry.block_rows * 50 * 4 < 2**20, "a shard of 8 MB is twice what a task may hold"
 

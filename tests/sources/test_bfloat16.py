@@ -13,7 +13,7 @@ import dumap
 from dumap.config import InputConfig
 from dumap.errors import InputError
 from dumap.sources.opening import open_source
-from dumap.sources.zarr_array import Input
+from dumap.sources.zarr_array import ArrayInput
 
 QUICK = {"n_epochs": 5, "quality": {"queries": 0}, "audit": {"queries": 0}, "cluster": {"engine": "local"}}
 VALUES = np.array([[1.0, -2.5], [0.0, np.inf], [3.0e38, -1e-30], [0.15625, np.nan]], np.float32)
@@ -47,7 +47,7 @@ def second(path: str, x: np.ndarray) -> str:
 @pytest.mark.parametrize("options", [{}, {"shards": (4, 2)}, {"compressors": None}], ids=["chunks", "shards", "raw"])
 def test_bfloat16_of_format_3_is_known_by_its_store(tmp_path, options):
     path = third(str(tmp_path / "in.zarr"), VALUES, **options)
-    for source in (Input(path, "vectors"), Input(f"{path}/vectors", "vectors")):
+    for source in (ArrayInput(path, "vectors"), ArrayInput(f"{path}/vectors", "vectors")):
         assert source.dtype == np.float32
         assert source.chunk_rows == 2
         assert np.array_equal(source.read(0, 4), cut_off(VALUES), equal_nan=True)
@@ -60,14 +60,14 @@ def test_bfloat16_of_format_3_is_known_by_its_store(tmp_path, options):
 def test_chunks_that_are_not_there_hold_the_fill_value(tmp_path, fill, value):
     path = third(str(tmp_path / "in.zarr"), VALUES, fill)
     (tmp_path / "in.zarr/vectors/c/1/0").unlink()
-    assert np.array_equal(Input(path, "vectors").read(2, 4), np.full((2, 2), value), equal_nan=True)
-    assert Input(path, "vectors").absent.chunks == 1
+    assert np.array_equal(ArrayInput(path, "vectors").read(2, 4), np.full((2, 2), value), equal_nan=True)
+    assert ArrayInput(path, "vectors").missing_chunks.chunks == 1
 
 
 def test_16_bits_of_format_2_are_bfloat16_where_it_is_said(tmp_path):
     path = second(str(tmp_path / "in.zarr"), VALUES)
     with pytest.raises(InputError, match=r"has dtype \|V2; .* if they are bfloat16, set input.dtype=bfloat16"):
-        Input(path, "vectors")
+        ArrayInput(path, "vectors")
     source = open_source(InputConfig(path=path, dtype="bfloat16"))
     assert np.array_equal(source.read(0, 4), cut_off(VALUES), equal_nan=True)
     plain = zarr.create_group(tmp_path / "plain.zarr")

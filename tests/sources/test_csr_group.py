@@ -17,7 +17,7 @@ from dumap.errors import InputError
 from dumap.kernels.csr import WINDOW_ROWS
 from dumap.sources.csr_group import CsrInput, open_array
 from dumap.sources.opening import open_source
-from dumap.sources.stores import Stores
+from dumap.sources.stores import ConcatenatedInput
 
 
 @pytest.fixture
@@ -55,8 +55,8 @@ def test_rows_are_read_as_they_are(tmp_path, counts, options):
         rows = source.read(start, stop)
         assert (rows.dtype, rows.indices.dtype) == (source.dtype, np.int32)
         assert np.array_equal(rows.toarray(), counts[start:stop])
-    assert source.densest == np.count_nonzero(counts[:WINDOW_ROWS])
-    assert source.absent.chunks == 0
+    assert source.max_window_entries == np.count_nonzero(counts[:WINDOW_ROWS])
+    assert source.missing_chunks.chunks == 0
 
 
 @pytest.mark.parametrize("zarr_format", [2, 3])
@@ -114,7 +114,11 @@ def test_chunks_that_are_not_there_are_named(tmp_path, counts):
     Path(path, "X", "data", "c", "1").unlink(missing_ok=True)
     source = open_array(path, "X")
     assert source.signature() != whole
-    assert (source.absent.chunks, source.absent.rows, source.absent.keys) == (1, 100, ["data/c/1"])
+    assert (source.missing_chunks.chunks, source.missing_chunks.rows, source.missing_chunks.keys) == (
+        1,
+        100,
+        ["data/c/1"],
+    )
     with pytest.raises(
         InputError, match=r"array 'X/data': 1 of .* chunks are not there .*entries 100 to 199.*missing=f"
     ):
@@ -137,7 +141,7 @@ def test_a_group_that_lacks_an_array_is_refused(tmp_path, counts):
 
 def test_several_stores_are_one(tmp_path, counts):
     paths = [write(tmp_path / "a.zarr", counts[:100]), write(tmp_path / "b.zarr", counts[100:], dtype="f8")]
-    source = Stores(paths, "X")
+    source = ConcatenatedInput(paths, "X")
     assert (source.rows, source.dtype, source.sparse, source.entries) == (
         300,
         np.float64,
@@ -148,4 +152,4 @@ def test_several_stores_are_one(tmp_path, counts):
         assert np.array_equal(source.read(start, stop).toarray(), counts[start:stop])
     zarr.create_group(tmp_path / "dense.zarr").create_array("X", data=counts)
     with pytest.raises(InputError, match=r"rows of .*dense.zarr are dense, those of .*a.zarr sparse"):
-        Stores([paths[0], str(tmp_path / "dense.zarr")], "X")
+        ConcatenatedInput([paths[0], str(tmp_path / "dense.zarr")], "X")

@@ -17,7 +17,7 @@ from zarr.storage import MemoryStore, ZipStore
 import dumap
 from dumap.errors import ConfigError, InputError
 from dumap.sources.objects import paths_of, rows_of
-from dumap.sources.spooled import Spooled, location_of
+from dumap.sources.spooled import SpooledInput, location_of
 
 VALUES = np.arange(6.0).reshape(3, 2)
 
@@ -90,8 +90,12 @@ def test_a_sparse_matrix_of_any_kind_is_read_by_rows(kind):
     assert rows.dtype == VALUES.dtype
     assert np.array_equal(rows.toarray(), VALUES[1:3])
     location = location_of(object_rows)
-    spooled = Spooled(location)
-    assert (spooled.sparse, spooled.entries, spooled.densest) == (True, object_rows.entries, object_rows.densest)
+    spooled = SpooledInput(location)
+    assert (spooled.sparse, spooled.entries, spooled.max_window_entries) == (
+        True,
+        object_rows.entries,
+        object_rows.max_window_entries,
+    )
 
 
 def test_a_sparse_matrix_is_left_as_it_is():

@@ -15,7 +15,7 @@ from dumap.recipe.damage import clean, uncommit_damage, verify
 from dumap.recipe.status import status
 from dumap.sources import spooled
 from dumap.sources.objects import rows_of
-from dumap.sources.spooled import SPOOL, Spooled, location_of
+from dumap.sources.spooled import SPOOL, SpooledInput, location_of
 from dumap.stages.spool import write_spool_part
 from dumap.store import MANIFESTS, PARTS, Run
 
@@ -70,19 +70,19 @@ def test_a_token_is_of_the_content_alone():
 
 
 def test_a_location_says_what_it_is_of():
-    source = Spooled("spool://numpy.ndarray/1000x64/float32/0123abcd")
+    source = SpooledInput("spool://numpy.ndarray/1000x64/float32/0123abcd")
     assert (source.rows, source.dims, source.dtype, source.signature()) == (1000, 64, np.float32, "0123abcd")
     assert source.what == "numpy.ndarray of shape (1000, 64) and dtype float32"
     for wrong in ("spool://x", "spool://numpy.ndarray/0x4/float32/0", "spool://numpy.ndarray/3x4/object_/0"):
         with pytest.raises(InputError, match=r"give the array itself|allowed are"):
-            Spooled(wrong)
+            SpooledInput(wrong)
 
 
 @pytest.mark.usefixtures("small_parts")
 def test_rows_are_read_across_parts(new_path):
     x = np.random.default_rng(0).normal(size=(350, 64)).astype(np.float32)
     object_rows, run = rows_of(x), Run(new_path("run.zarr"))
-    source = Spooled(location_of(object_rows), lambda: run)
+    source = SpooledInput(location_of(object_rows), lambda: run)
     assert source.parts == 4
     for number in range(4):
         with run.part(SPOOL, f"rows-{number:05d}") as out:
@@ -90,7 +90,7 @@ def test_rows_are_read_across_parts(new_path):
     for start, stop in ((0, 350), (99, 101), (100, 200), (349, 350), (5, 5)):
         assert np.array_equal(source.read(start, stop), x[start:stop])
     with pytest.raises(InputError, match="lie in a run"):
-        Spooled(location_of(object_rows)).read(0, 1)
+        SpooledInput(location_of(object_rows)).read(0, 1)
 
 
 # whole runs ----------------------------------------------------------------------------------------

@@ -13,8 +13,8 @@ from dumap.config import InputConfig, build_config
 from dumap.errors import ConfigError, InputError, RunMismatchError
 from dumap.recipe import pipeline
 from dumap.sources.opening import locate, open_source
-from dumap.sources.stores import Stores
-from dumap.sources.zarr_array import Input
+from dumap.sources.stores import ConcatenatedInput
+from dumap.sources.zarr_array import ArrayInput
 from dumap.store import patterns
 from dumap.store.objects import Objects
 
@@ -36,7 +36,7 @@ def stores_of_three(tmp_path):
 
 def test_rows_follow_one_another(stores_of_three):
     source = open_source(InputConfig(path=stores_of_three))
-    assert isinstance(source, Stores)
+    assert isinstance(source, ConcatenatedInput)
     assert (source.rows, source.dims, source.dtype, source.chunk_rows) == (20, 3, np.float32, 4)
     x = np.arange(60).reshape(20, 3)
     for start, stop in ((0, 20), (9, 14), (10, 13), (11, 12), (19, 20), (7, 7)):
@@ -51,7 +51,7 @@ def test_rows_follow_one_another(stores_of_three):
 )
 def test_the_dtype_is_what_numpy_makes_of_all(tmp_path, dtypes, common):
     paths = [make(tmp_path / f"{dtype}.zarr", np.ones((4, 2), dtype)) for dtype in dtypes]
-    source = Stores(paths, "vectors")
+    source = ConcatenatedInput(paths, "vectors")
     assert source.dtype == common
     assert source.read(2, 6).dtype == common
     assert source.read(2, 6).tolist() == np.ones((4, 2)).tolist()
@@ -87,7 +87,7 @@ def test_a_path_that_is_there_is_no_pattern(tmp_path):
 
 
 def test_one_store_is_read_as_by_its_path(stores_of_three, tmp_path):
-    alone = Input(stores_of_three[1], "vectors").describe()
+    alone = ArrayInput(stores_of_three[1], "vectors").describe()
     for path in ([stores_of_three[1]], str(tmp_path / "part-10*.zarr")):
         assert open_source(InputConfig(path=path)).describe() == alone
 
@@ -95,31 +95,38 @@ def test_one_store_is_read_as_by_its_path(stores_of_three, tmp_path):
 def test_the_store_that_does_not_fit_is_named(stores_of_three, tmp_path):
     wide = make(tmp_path / "wide.zarr", np.ones((4, 5)))
     with pytest.raises(InputError, match=r"wide\.zarr has 5 dims, .*part-0\.zarr has 3"):
-        Stores([stores_of_three[0], wide], "vectors")
+        ConcatenatedInput([stores_of_three[0], wide], "vectors")
     with pytest.raises(InputError, match=r"no array 'x' in .*part-0\.zarr"):
-        Stores(stores_of_three, "x")
+        ConcatenatedInput(stores_of_three, "x")
     with pytest.raises(InputError, match=r"part-99\.zarr does not exist"):
-        Stores([stores_of_three[0], str(tmp_path / "part-99.zarr")], "vectors")
+        ConcatenatedInput([stores_of_three[0], str(tmp_path / "part-99.zarr")], "vectors")
     next(Path(stores_of_three[2]).rglob("c/1/0")).write_bytes(b"nonsense")
     with pytest.raises(InputError, match=r"part-13\.zarr: rows 0 to 7 cannot be read"):
-        Stores(stores_of_three, "vectors").read(0, 20)
+        ConcatenatedInput(stores_of_three, "vectors").read(0, 20)
 
 
 def test_chunks_that_are_not_there_are_named_by_store_and_row(stores_of_three):
     shutil.rmtree(Path(stores_of_three[2], "vectors", "c", "1"))
-    absent = Stores(stores_of_three, "vectors").absent
-    assert (absent.chunks, absent.of, absent.rows, absent.spans) == (1, 6, 3, [(17, 20)])
-    assert absent.keys == [f"{stores_of_three[2]}: c/1/0"]
+    missing_chunks = ConcatenatedInput(stores_of_three, "vectors").missing_chunks
+    assert (missing_chunks.chunks, missing_chunks.of, missing_chunks.rows, missing_chunks.spans) == (
+        1,
+        6,
+        3,
+        [(17, 20)],
+    )
+    assert missing_chunks.keys == [f"{stores_of_three[2]}: c/1/0"]
     with pytest.raises(InputError, match=r"part-13\.zarr, array 'vectors': 1 of 2 chunks are not there"):
-        Stores(stores_of_three, "vectors").require_chunks()
+        ConcatenatedInput(stores_of_three, "vectors").require_chunks()
 
 
 def test_the_signature_sees_what_each_store_holds(stores_of_three):
-    before = Stores(stores_of_three, "vectors").signature()
-    assert Stores(stores_of_three, "vectors").signature() == before
-    assert Stores([stores_of_three[1], stores_of_three[0], stores_of_three[2]], "vectors").signature() != before
+    before = ConcatenatedInput(stores_of_three, "vectors").signature()
+    assert ConcatenatedInput(stores_of_three, "vectors").signature() == before
+    assert (
+        ConcatenatedInput([stores_of_three[1], stores_of_three[0], stores_of_three[2]], "vectors").signature() != before
+    )
     zarr.open_group(stores_of_three[1])["vectors"][0, 0] = 99
-    assert Stores(stores_of_three, "vectors").signature() != before
+    assert ConcatenatedInput(stores_of_three, "vectors").signature() != before
 
 
 @pytest.mark.parametrize("path", [[], [1], ["a", 2], 7, {"a": 1}, [""]])

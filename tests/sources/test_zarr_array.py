@@ -12,7 +12,7 @@ import pytest
 import zarr
 
 from dumap.errors import InputError
-from dumap.sources.zarr_array import Input
+from dumap.sources.zarr_array import ArrayInput
 from dumap.store import listing
 
 VALUES = np.arange(60).reshape(20, 3)
@@ -32,7 +32,7 @@ def make(path: Path, values: np.ndarray = VALUES, name: str | None = "vectors", 
 @pytest.mark.parametrize("name", ["vectors", "deep/vectors", None])
 def test_the_input_is_any_zarr_array(tmp_path, name, options):
     path = make(tmp_path / "in.zarr", VALUES.astype(np.float32), name, **options)
-    array = Input(path, name or "vectors")
+    array = ArrayInput(path, name or "vectors")
     assert (array.rows, array.dims, array.dtype) == (20, 3, np.float32)
     assert array.chunk_rows == 6, "a shard need not be decoded whole"
     assert array.read(4, 19).tolist() == VALUES[4:19].tolist()
@@ -54,7 +54,7 @@ def test_the_input_is_any_zarr_array(tmp_path, name, options):
 @pytest.mark.parametrize("zarr_format", [2, 3])
 def test_rows_come_in_native_order(tmp_path, values, zarr_format):
     order = {"order": "F"} if zarr_format == 2 and values.flags.f_contiguous else {}
-    rows = Input(make(tmp_path / "in.zarr", values, zarr_format=zarr_format, **order), "vectors").read(3, 9)
+    rows = ArrayInput(make(tmp_path / "in.zarr", values, zarr_format=zarr_format, **order), "vectors").read(3, 9)
     assert rows.dtype == values.dtype.newbyteorder("=")
     assert rows.dtype.isnative
     assert rows.flags.c_contiguous
@@ -65,7 +65,7 @@ def test_rows_come_in_native_order(tmp_path, values, zarr_format):
 def test_a_zip_file_is_read_as_it_is(tmp_path):
     folder = make(tmp_path / "in.zarr", VALUES.astype(np.float32))
     file = shutil.make_archive(str(tmp_path / "in.zarr"), "zip", folder)
-    assert Input(file, "vectors").read(0, 20).tolist() == VALUES.tolist()
+    assert ArrayInput(file, "vectors").read(0, 20).tolist() == VALUES.tolist()
 
 
 @pytest.mark.fault(31)
@@ -84,7 +84,7 @@ def test_a_zip_file_is_read_as_it_is(tmp_path):
 def test_arrays_that_cannot_be_embedded_are_refused(tmp_path, values, message):
     path = make(tmp_path / "in.zarr", values, chunks=tuple(max(1, size) for size in values.shape), zarr_format=2)
     with pytest.raises(InputError, match=message):
-        Input(path, "vectors")
+        ArrayInput(path, "vectors")
 
 
 @pytest.mark.fault(33)
@@ -94,28 +94,28 @@ def test_an_array_that_is_not_there_is_named_beside_those_that_are(tmp_path):
     with pytest.raises(
         InputError, match=r"no array 'vectors' in .*in.zarr; its arrays are: x \(20, 3\), labels \(4,\)"
     ):
-        Input(path, "vectors")
+        ArrayInput(path, "vectors")
     zarr.create_group(tmp_path / "none.zarr")
     with pytest.raises(InputError, match="its arrays are: none"):
-        Input(str(tmp_path / "none.zarr"), "vectors")
+        ArrayInput(str(tmp_path / "none.zarr"), "vectors")
 
 
 @pytest.mark.fault(33)
 def test_folders_that_are_not_zarr_are_refused(tmp_path):
     with pytest.raises(InputError, match="does not exist"):
-        Input(str(tmp_path / "nowhere"), "vectors")
+        ArrayInput(str(tmp_path / "nowhere"), "vectors")
     (tmp_path / "folder").mkdir()
     (tmp_path / "file.npy").write_bytes(b"\x93NUMPY")
     for path in ("folder", "file.npy"):
         with pytest.raises(InputError, match="is not a Zarr group or array"):
-            Input(str(tmp_path / path), "vectors")
+            ArrayInput(str(tmp_path / path), "vectors")
 
 
 @pytest.mark.fault(13)
 def test_a_damaged_chunk_of_the_input_is_named_by_its_rows(tmp_path):
     path = make(tmp_path / "in.zarr")
     next(Path(path).rglob("c/1/0")).write_bytes(b"nonsense")
-    array = Input(path, "vectors")
+    array = ArrayInput(path, "vectors")
     assert len(array.read(0, 6)) == 6
     with pytest.raises(InputError, match="rows 6 to 12 cannot be read"):
         array.read(6, 12)
@@ -124,10 +124,10 @@ def test_a_damaged_chunk_of_the_input_is_named_by_its_rows(tmp_path):
 @pytest.mark.fault(22)
 def test_the_signature_sees_that_data_was_replaced(tmp_path):
     path = make(tmp_path / "in.zarr")
-    before = Input(path, "vectors").signature()
-    assert Input(path, "vectors").signature() == before
+    before = ArrayInput(path, "vectors").signature()
+    assert ArrayInput(path, "vectors").signature() == before
     zarr.open_group(path)["vectors"][0, 0] = 99
-    assert Input(path, "vectors").signature() != before
+    assert ArrayInput(path, "vectors").signature() != before
 
 
 @pytest.mark.fault(33)
@@ -145,11 +145,11 @@ def test_consolidated_metadata_that_is_stale_is_not_believed(tmp_path, zarr_form
     stale = zarr.open_group(path, mode="r", use_consolidated=True)
     assert stale["vectors"].shape == (20, 3)
     assert "late" not in stale
-    assert Input(path, "vectors").read(0, 18).tolist() == VALUES[:18].tolist()
-    assert Input(path, "vectors").rows == 18
-    assert Input(path, "late").rows == 8
+    assert ArrayInput(path, "vectors").read(0, 18).tolist() == VALUES[:18].tolist()
+    assert ArrayInput(path, "vectors").rows == 18
+    assert ArrayInput(path, "late").rows == 8
     with pytest.raises(InputError, match=r"no array 'gone' in .*its arrays are: late \(8, 2\), vectors \(18, 3\)"):
-        Input(path, "gone")
+        ArrayInput(path, "gone")
 
 
 @pytest.mark.fault(31)
@@ -161,7 +161,7 @@ def test_objects_are_refused(tmp_path, codec):
     kind = {"dtype": "|O", "filters": [{"id": codec}], "compressor": None}
     (path / ".zarray").write_text(json.dumps({"zarr_format": 2, **shape, **kind}))
     with pytest.raises(InputError, match=r"has dtype .*; allowed are|is not a Zarr group or array"):
-        Input(str(path), "vectors")
+        ArrayInput(str(path), "vectors")
 
 
 @pytest.mark.fault(31)
@@ -170,7 +170,7 @@ def test_objects_are_refused(tmp_path, codec):
 def test_arrays_without_numbers_are_refused(tmp_path, dtype):
     path = make(tmp_path / "in.zarr", np.zeros((9, 2), dtype), chunks=(9, 2))
     with pytest.raises(InputError, match=r"has dtype .*; allowed are real floats, integers and booleans"):
-        Input(path, "vectors")
+        ArrayInput(path, "vectors")
 
 
 # stores of many arrays ---------------------------------------------------------------------------
@@ -200,10 +200,10 @@ def test_nested_arrays_are_listed_by_their_paths(tmp_path, zarr_format, form):
         r"arrays are: obsm/X_pca \(20, 3\), varm/PCs \(400, 3\), X \(20, 400\) \(sparse, .*\), obs/n_counts \(20,\)"
     )
     with pytest.raises(InputError, match=rf"no array 'vectors' in .*; its {listed}"):
-        Input(path, "vectors")
+        ArrayInput(path, "vectors")
     with pytest.raises(InputError, match=rf"no array 'obsm' in .*, but a group; its {listed}"):
-        Input(path, "obsm")
-    assert Input(path, "obsm/X_pca").read(0, 20).tolist() == VALUES.tolist()
+        ArrayInput(path, "obsm")
+    assert ArrayInput(path, "obsm/X_pca").read(0, 20).tolist() == VALUES.tolist()
 
 
 @pytest.mark.fault(33)
@@ -211,11 +211,11 @@ def test_nested_arrays_are_listed_by_their_paths(tmp_path, zarr_format, form):
 def test_a_sparse_matrix_is_named_as_such_and_what_to_take_instead(tmp_path, kind):
     path = annotated(tmp_path / "in.zarr", kind=kind)
     with pytest.raises(InputError, match=rf"'X' in .* is a sparse matrix \({kind}, shape \(20, 400\)\)") as error:
-        Input(path, "X")
+        ArrayInput(path, "X")
     assert "such as obsm/X_pca (20, 3)" in str(error.value)
     assert "PCs" not in str(error.value), "of other rows"
     with pytest.raises(InputError, match=r"in.zarr/X is a sparse matrix .*write (it by rows|a dense copy)"):
-        Input(f"{path}/X", "vectors")
+        ArrayInput(f"{path}/X", "vectors")
 
 
 @pytest.mark.fault(33)
@@ -226,7 +226,7 @@ def test_a_node_that_cannot_be_read_is_named_beside_the_others(tmp_path):
     (broken / "zarr.json").write_text('{"zarr_format": 3, "node_type": "array"}')
     (tmp_path / "in.zarr" / "folder").mkdir()
     with pytest.raises(InputError, match=r"obsm/X_pca \(20, 3\), .*obsm/broken \(not readable: ") as error:
-        Input(path, "vectors")
+        ArrayInput(path, "vectors")
     assert "folder" not in str(error.value)
 
 
@@ -236,10 +236,10 @@ def test_the_first_of_many_arrays_are_listed_and_the_others_counted(tmp_path, mo
     for number in range(30):
         root.create_array(f"group/{number:02d}", shape=(4, 2), dtype="f4")
     with pytest.raises(InputError, match=r"are: group/00 \(4, 2\), .*, group/19 \(4, 2\), and 10 more$"):
-        Input(str(tmp_path / "in.zarr"), "vectors")
+        ArrayInput(str(tmp_path / "in.zarr"), "vectors")
     monkeypatch.setattr(listing, "MAX_NODES", 26)
     with pytest.raises(InputError, match=r"group/19 \(4, 2\), and at least 5 more$"):
-        Input(str(tmp_path / "in.zarr"), "vectors")
+        ArrayInput(str(tmp_path / "in.zarr"), "vectors")
 
 
 @pytest.mark.fault(32)
@@ -250,8 +250,8 @@ def test_rows_of_a_shard_are_read_without_the_rest_of_it(tmp_path):
     whole = file.read_bytes()
     at = whole.index(np.float64(VALUES[6, 0]).tobytes())
     file.write_bytes(whole[: at - 5] + b"?" * 10 + whole[at + 5 :])
-    assert Input(path, "vectors").read(12, 18).tolist() == VALUES[12:18].tolist()
-    assert Input(path, "vectors").chunk_rows == 6
+    assert ArrayInput(path, "vectors").read(12, 18).tolist() == VALUES[12:18].tolist()
+    assert ArrayInput(path, "vectors").chunk_rows == 6
 
 
 @pytest.mark.fault(32)
@@ -262,4 +262,4 @@ def test_a_shard_that_is_compressed_as_a_whole_is_decoded_as_a_whole(tmp_path):
     metadata = json.loads(file.read_text())
     metadata["codecs"].append({"name": "crc32c"})
     file.write_text(json.dumps(metadata))
-    assert Input(path, "vectors").chunk_rows == 18
+    assert ArrayInput(path, "vectors").chunk_rows == 18

@@ -24,7 +24,7 @@ from dumap.config import NeighborsConfig, build_config
 from dumap.errors import InputError, RunMismatchError, StorageError
 from dumap.recipe.damage import verify
 from dumap.recipe.pipeline import plan, run
-from dumap.sources.zarr_array import Precomputed
+from dumap.sources.zarr_array import PrecomputedNeighbors
 from dumap.stages.given import read_given_lists
 from dumap.store import MANIFESTS, PARTS, Run
 
@@ -355,7 +355,7 @@ def test_invalid_entries_of_given_lists_are_named(write_lists, exact_lists, kind
     change, message = SPOILT[kind]
     path = write_lists(*change(*exact_lists))
     job = SimpleNamespace(
-        precomputed=Precomputed(path, 1000),
+        precomputed=PrecomputedNeighbors(path, 1000),
         geometry=SimpleNamespace(rows=1000),
         config=SimpleNamespace(neighbors=NeighborsConfig(n_neighbors=K + 1)),
     )
@@ -415,13 +415,13 @@ def test_arrays_that_do_not_fit_are_refused_before_anything_runs(
 def test_a_group_without_both_arrays_is_refused(write_lists, exact_lists, new_path):
     path = write_lists(*exact_lists)
     with pytest.raises(InputError, match=r"neighbors.precomputed: .*nowhere does not exist"):
-        Precomputed(new_path("nowhere"), 1000)
+        PrecomputedNeighbors(new_path("nowhere"), 1000)
     for array in ("indices", "distances"):
         with pytest.raises(InputError, match=r"is an array; name the group that holds 'indices'"):
-            Precomputed(f"{path}/{array}", 1000)
+            PrecomputedNeighbors(f"{path}/{array}", 1000)
     shutil.rmtree(Path(path, "distances"))
     with pytest.raises(InputError, match=r"neighbors.precomputed: no array 'distances' in .*: indices \(1000, 14\)"):
-        Precomputed(path, 1000)
+        PrecomputedNeighbors(path, 1000)
 
 
 def test_a_chunk_too_large_is_refused_with_what_would_do(data_path, write_lists, exact_lists):
@@ -458,7 +458,7 @@ def test_chunks_that_are_programs_are_refused(write_lists, exact_lists, new_path
     file = path / "indices" / ".zarray"
     file.write_text(json.dumps({**json.loads(file.read_text()), "filters": [{"id": "pickle"}]}))
     with pytest.raises(InputError, match="pickle"):
-        Precomputed(str(path), 1000)
+        PrecomputedNeighbors(str(path), 1000)
 
 
 @pytest.mark.fault(13)

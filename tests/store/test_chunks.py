@@ -15,7 +15,7 @@ from dumap.artifacts.job import Job
 from dumap.errors import InputError
 from dumap.recipe.identity import check_chunks
 from dumap.recipe.pipeline import plan, run
-from dumap.sources.zarr_array import Input, Precomputed
+from dumap.sources.zarr_array import ArrayInput, PrecomputedNeighbors
 from dumap.store import chunks, read_array
 
 VALUES = np.arange(1, 81, dtype=np.float32).reshape(20, 4)
@@ -49,12 +49,12 @@ def test_absent_chunks_are_counted_and_named(tmp_path, layout, form):
         (folder / key.format(*index)).unlink()
     path = str(tmp_path / "in.zarr")
     path = shutil.make_archive(path, "zip", path) if form == "zip" else path
-    absent = Input(path, "vectors").absent
-    assert (absent.chunks, absent.of, absent.rows) == (4, 8, 14)
-    assert absent.keys == [key.format(*index) for index in ((0, 1), (1, 0), (3, 0), (3, 1))]
-    assert absent.spans == [(0, 12), (18, 20)]
+    missing_chunks = ArrayInput(path, "vectors").missing_chunks
+    assert (missing_chunks.chunks, missing_chunks.of, missing_chunks.rows) == (4, 8, 14)
+    assert missing_chunks.keys == [key.format(*index) for index in ((0, 1), (1, 0), (3, 0), (3, 1))]
+    assert missing_chunks.spans == [(0, 12), (18, 20)]
     with pytest.raises(InputError, match=r"4 of 8 chunks .*14 rows .*lost.*never written.*write_empty_chunks") as error:
-        Input(path, "vectors").require_chunks("input.missing=fill")
+        ArrayInput(path, "vectors").require_chunks("input.missing=fill")
     assert "--set input.missing=fill" in str(error.value)
 
 
@@ -68,8 +68,8 @@ def test_chunks_that_are_there_are_not_missed(tmp_path, options):
     (folder / "c" / "9").mkdir()
     (folder / "c" / "9" / "0").write_bytes(b"")
     (folder / "notes.txt").write_text("3/0")
-    array = Input(str(tmp_path / "in.zarr"), "vectors")
-    assert array.absent.chunks == 0
+    array = ArrayInput(str(tmp_path / "in.zarr"), "vectors")
+    assert array.missing_chunks.chunks == 0
     array.require_chunks()
     assert array.read(0, 20).tolist() == values.tolist()
 
@@ -79,19 +79,21 @@ def test_chunks_behind_links_are_there_and_broken_links_are_not(tmp_path):
     folder = make(tmp_path / "in.zarr")
     shutil.move(folder / "c", tmp_path / "elsewhere")
     (folder / "c").symlink_to(tmp_path / "elsewhere")
-    assert Input(str(tmp_path / "in.zarr"), "vectors").absent.chunks == 0
+    assert ArrayInput(str(tmp_path / "in.zarr"), "vectors").missing_chunks.chunks == 0
     (tmp_path / "elsewhere" / "1" / "0").unlink()
     (tmp_path / "elsewhere" / "1" / "0").symlink_to(tmp_path / "gone")
-    assert Input(str(tmp_path / "in.zarr"), "vectors").absent.keys == ["c/1/0"]
+    assert ArrayInput(str(tmp_path / "in.zarr"), "vectors").missing_chunks.keys == ["c/1/0"]
 
 
 @pytest.mark.fault(46)
 def test_an_array_of_which_nothing_is_there(tmp_path):
     folder = make(tmp_path / "in.zarr")
     shutil.rmtree(folder / "c")
-    absent = Input(str(tmp_path / "in.zarr"), "vectors").absent
-    assert (absent.chunks, absent.rows, absent.spans) == (8, 20, [(0, 18)])
-    assert str(absent).startswith("8 of 8 chunks are not there (c/0/0, c/0/1, c/1/0, c/1/1, c/2/0, ...), of 20 rows")
+    missing_chunks = ArrayInput(str(tmp_path / "in.zarr"), "vectors").missing_chunks
+    assert (missing_chunks.chunks, missing_chunks.rows, missing_chunks.spans) == (8, 20, [(0, 18)])
+    assert str(missing_chunks).startswith(
+        "8 of 8 chunks are not there (c/0/0, c/0/1, c/1/0, c/1/1, c/2/0, ...), of 20 rows"
+    )
 
 
 @pytest.mark.fault(46)
@@ -99,9 +101,9 @@ def test_a_grid_far_larger_than_what_is_there_takes_no_memory(tmp_path):
     folder = make(tmp_path / "in.zarr")
     metadata = json.loads((folder / "zarr.json").read_text())
     (folder / "zarr.json").write_text(json.dumps({**metadata, "shape": [6 * 10**12, 4]}))
-    absent = Input(str(tmp_path / "in.zarr"), "vectors").absent
-    assert (absent.chunks, absent.of) == (2 * 10**12 - 8, 2 * 10**12)
-    assert absent.keys == ["c/4/0", "c/4/1", "c/5/0", "c/5/1", "c/6/0"]
+    missing_chunks = ArrayInput(str(tmp_path / "in.zarr"), "vectors").missing_chunks
+    assert (missing_chunks.chunks, missing_chunks.of) == (2 * 10**12 - 8, 2 * 10**12)
+    assert missing_chunks.keys == ["c/4/0", "c/4/1", "c/5/0", "c/5/1", "c/6/0"]
 
 
 @pytest.mark.fault(46)
@@ -122,7 +124,7 @@ def test_chunks_that_cannot_be_listed(tmp_path):
     folder = make(tmp_path / "in.zarr")
     (folder / "c" / "1").chmod(0)
     with pytest.raises(InputError, match=r"chunks cannot be listed .*not allowed"):
-        _ = Input(str(tmp_path / "in.zarr"), "vectors").absent
+        _ = ArrayInput(str(tmp_path / "in.zarr"), "vectors").missing_chunks
 
 
 @pytest.mark.fault(46)
@@ -163,7 +165,7 @@ def test_other_arrays_that_are_read_are_refused_too(configure, save, tmp_path):
     given.create_array("indices", data=np.tile(np.arange(4), (20, 1)), chunks=(20, 4))
     given.create_array("distances", data=np.repeat([[0.0], [1.0]], 10, axis=0) * np.ones((1, 4)), chunks=(10, 4))
     with pytest.raises(InputError, match=r"array 'distances': 1 of 2 chunks"):
-        Precomputed(str(tmp_path / "given.zarr"), 20).require_chunks()
+        PrecomputedNeighbors(str(tmp_path / "given.zarr"), 20).require_chunks()
 
 
 def test_missing_numbers_are_the_first_ones():
