@@ -72,7 +72,7 @@ def test_parts_of_no_rows_reach_nowhere_and_the_box_is_that_of_the_others():
     class Store:
         attributes = written
 
-        def summary(self, stage: str, piece: str) -> dict:
+        def part_facts(self, stage: str, piece: str) -> dict:
             return documents[int(piece)]
 
         def part(self, stage: str, part: str):

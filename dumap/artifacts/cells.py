@@ -44,7 +44,7 @@ def read_tree(run: Run) -> tree.Tree:
 
 def table_facts(run: Run) -> dict[str, int]:
     """Return the table's facts without `cut`, the sizes in which it is divided."""
-    return {name: value for name, value in run.summary(CELLS, TABLE).items() if name != "cut"}
+    return {name: value for name, value in run.part_facts(CELLS, TABLE).items() if name != "cut"}
 
 
 class CellTable:
@@ -57,7 +57,7 @@ class CellTable:
     """
 
     def __init__(self, run: Run) -> None:
-        self.run, facts = run, run.summary(CELLS, TABLE)
+        self.run, facts = run, run.part_facts(CELLS, TABLE)
         self.cells, self.rows = int(facts["cells"]), int(facts["rows"])
         self._block_rows, self._group_blocks, self._cells_per_part = facts["cut"]
 
@@ -154,7 +154,7 @@ class Cell:
             spans = table.guest_ranges(cell)
             spans[:, 0] -= table.guest_ranges(wave[0])[:, 0]
             of_guests = part_ranges(guest_part_names(wave, job.geometry.groups), spans)
-            read = job.run.read_each(NEIGHBORS, [(name, "positions", a, b) for name, a, b in of_guests])
+            read = job.run.read_many(NEIGHBORS, [(name, "positions", a, b) for name, a, b in of_guests])
             guests = np.concatenate([guests, *read])
             self.part_ranges += [(NEIGHBORS, *span) for span in of_guests]
         order = np.argsort(guests)
@@ -192,7 +192,7 @@ class Cell:
                     if is_whole or (piece_out >= 0).any():
                         requests.append((part, name, low, high))
                         piece_rows.append(piece_out)
-            for piece_out, piece in zip(piece_rows, self.job.run.read_each(stage, requests), strict=True):
+            for piece_out, piece in zip(piece_rows, self.job.run.read_many(stage, requests), strict=True):
                 out[piece_out if is_whole else piece_out[piece_out >= 0]] = convert(
                     piece if is_whole else piece[piece_out >= 0]
                 )

@@ -86,7 +86,7 @@ def read_unlabelled(run: Run, graph: Graph, number: int, shard: int, labels: np.
     names = _array_names(shard)
     piece = label_checkpoints(run).piece_of(number, shard) if number else None
     if piece is not None and names[0] in run.manifest(COARSEN, piece)["arrays"]:
-        return UnlabelledEdges(*run.read_each(COARSEN, [(piece, name, 0, None) for name in names]))
+        return UnlabelledEdges(*run.read_many(COARSEN, [(piece, name, 0, None) for name in names]))
     all_edges = UnlabelledEdges(np.arange(len(labels)), *graph.read(shard))
     return all_edges.select((labels == start.UNLABELLED) | (np.diff(all_edges.indptr) == 0))
 

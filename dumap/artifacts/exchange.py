@@ -62,7 +62,7 @@ def write_receiver_index(
     """
     first, last = range_of(part)
     names = senders[first:last]
-    read = run.read_each(stage, [(name, array, 0, None) for name in names for array in ("receivers", "bounds")])
+    read = run.read_many(stage, [(name, array, 0, None) for name in names for array in ("receivers", "bounds")])
     pieces = [np.empty((0, 4), np.int64)]
     for number, (receivers, bounds) in enumerate(zip(read, read, strict=True), first):
         if receiver_of is not None:
@@ -85,6 +85,6 @@ def read_received_ranges(run: Run, stage: str, kind: str, senders: int, receiver
         Sender, ascending; first row; and the row after the last.
     """
     names = range_names(kind, senders)
-    ends = run.read_each(stage, [(name, "firsts", receiver, receiver + 2) for name in names])
+    ends = run.read_many(stage, [(name, "firsts", receiver, receiver + 2) for name in names])
     spans = [(name, "spans", low, high) for name, (low, high) in zip(names, ends, strict=True) if high > low]
-    return np.concatenate([np.empty((0, 3), np.int64), *run.read_each(stage, spans)])
+    return np.concatenate([np.empty((0, 3), np.int64), *run.read_many(stage, spans)])

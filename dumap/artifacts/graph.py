@@ -65,7 +65,7 @@ class Graph:
     @cached_property
     def occurrence_offsets(self) -> np.ndarray:
         """Each shard's first occurrence, (shards + 1,). A row occurs once for itself and once for each duplicate."""
-        return np.array(self.run.summary(GRAPH, GRAPH_FACTS)["occurrence_offsets"])
+        return np.array(self.run.part_facts(GRAPH, GRAPH_FACTS)["occurrence_offsets"])
 
     def read_repeated(self, first: int, last: int) -> tuple[np.ndarray, np.ndarray]:
         """Return the positions in shards [first, last) that have duplicates, ascending, and how often each row
@@ -90,4 +90,4 @@ class Graph:
     @property
     def greatest_weight(self) -> float:
         """The greatest weight."""
-        return float(max(self.run.summary(GRAPH, name)["greatest"] for name in self.names))
+        return float(max(self.run.part_facts(GRAPH, name)["greatest"] for name in self.names))

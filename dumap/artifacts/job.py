@@ -99,7 +99,7 @@ class Job:
         """The centre that is subtracted from rows before the cast, or None."""
         if not self.may_be_centred:
             return None
-        return self.run.read(VECTORS, CENTRE, "centre") if self.run.summary(VECTORS, CENTRE)["applies"] else None
+        return self.run.read(VECTORS, CENTRE, "centre") if self.run.part_facts(VECTORS, CENTRE)["applies"] else None
 
     @cached_property
     def projected_dims(self) -> np.ndarray:

@@ -65,7 +65,7 @@ class EpochState:
 
 def last_epoch(run: Run) -> int:
     """Return the number of epochs after which the layout ended."""
-    return run.summary(LAYOUT, LAYOUT_END)["epoch"]
+    return run.part_facts(LAYOUT, LAYOUT_END)["epoch"]
 
 
 def last_epoch_state(run: Run, graph: Graph) -> EpochState:
@@ -81,4 +81,4 @@ def loss_part_name(epoch: int) -> str:
 def read_loss(run: Run, epoch: int) -> float | None:
     """Return the loss after `epoch` epochs, or None if it was not measured. It is never measured without edges."""
     name = loss_part_name(epoch)
-    return run.summary(LAYOUT, name)["loss"] if run.is_committed(LAYOUT, name) else None
+    return run.part_facts(LAYOUT, name)["loss"] if run.is_committed(LAYOUT, name) else None

@@ -35,7 +35,7 @@ class NeighborLists:
 
     def read(self, array: str, start: int, stop: int) -> np.ndarray:
         """Read 'indices' or 'distances' of positions [start, stop)."""
-        return self.run.read_span(self.stage, self.names, self.table.offsets, array, start, stop)
+        return self.run.read_from_parts(self.stage, self.names, self.table.offsets, array, start, stop)
 
     def read_cell(self, cell: int, array: str) -> np.ndarray:
         """Read 'indices' or 'distances' of a cell's home rows."""

@@ -59,7 +59,7 @@ def parts_to_sum(kind: str, sums_kind: str, count: int) -> list[str]:
 
 def sum_fact(run: Run, stage: str, parts: Sequence[str], fact: str) -> Any:
     """Add up a fact over the manifests of parts."""
-    return sum(summary[fact] for summary in run.summaries(stage, parts))
+    return sum(facts[fact] for facts in run.facts_of_parts(stage, parts))
 
 
 def split_evenly(count: int, ranges: int) -> list[tuple[int, int]]:

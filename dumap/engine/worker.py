@@ -16,7 +16,7 @@ from dumap.engine.checks import UnfitWorkerError, WorkerFacts, WorkerRequirement
 from dumap.engine.process import cache_error, cpu_name, name_task_in_error, run_task, versions
 from dumap.errors import DumapError, StorageError
 from dumap.stages import rounds
-from dumap.store import FORMAT, IDENTITY, Run, add_options, limit_zarr_threads, manifest_key, probe
+from dumap.store import FORMAT, IDENTITY, Run, add_options, check_writable, limit_zarr_threads, manifest_key
 from dumap.store.objects import digest, is_disk_full
 from dumap.version import __version__
 
@@ -78,7 +78,7 @@ def check_output_access(output: str, key: str) -> None:
     """Fail unless this worker can read an object that the client wrote, and can write to the output."""
     if Run(output, read_only=True).get(key) is None:
         raise StorageError(f"it does not see {output} as this client does: name a shared folder or a URL")
-    probe(output)
+    check_writable(output)
 
 
 # fitness -----------------------------------------------------------------------------------------
@@ -109,7 +109,7 @@ def _output_errors(requirements: WorkerRequirements) -> list[str]:
         data = Run(requirements.output, read_only=True).get(manifest_key(IDENTITY, "run"))
         if data is None or digest(data) != requirements.identity_digest:
             return [f"it does not see {requirements.output} as the client does: name a shared folder or a URL"]
-        probe(requirements.output)
+        check_writable(requirements.output)
     except DumapError as error:
         if is_disk_full(error):  # the disk is full for every worker, so the run must end
             raise

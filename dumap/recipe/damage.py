@@ -26,9 +26,9 @@ from dumap.store import (
 
 def uncommit_part(run: Run, stage: str, part: str) -> None:
     """Remove the manifests of a part and of its finished stage, but no other objects. Both are then made again."""
-    run.forget(stage, part)
+    run.uncommit(stage, part)
     if stage in ALL_STAGES:
-        run.forget(DONE, stage)
+        run.uncommit(DONE, stage)
 
 
 def verify(
@@ -71,11 +71,11 @@ def verify(
         log(f"{store.location} reads stages of other runs that are not there as they were: make them there again")
     if should_repair:
         return _repair_run(Run(location, inherited={}), log) + lost
-    terms = store.terms()
+    terms = store.list_terms()
     if terms:
         wait_for_driver_end(store, terms[-1], log, "looking at what it left")
     damaged = _find_damage(store)
-    if damaged and store.terms() != terms:
+    if damaged and store.list_terms() != terms:
         raise LockError(f"{store.location}: a driver began to work on it meanwhile; verify again once it is done")
     return damaged + lost
 
@@ -98,12 +98,12 @@ def _repair_run(store: Run, log: Callable[[str], None]) -> list[tuple[str, str, 
 
 def _find_damage(store: Run) -> list[tuple[str, str, str]]:
     """List the damaged and the missing objects of a run, in the form of `verify`."""
-    damaged = list(store.damaged(RUN_KEYS.groups))
+    damaged = list(store.find_damaged(RUN_KEYS.groups))
     damaged_stages = {part for stage, part, _ in damaged if stage == DONE}
     for stage in ALL_STAGES:
         is_committed = stage not in damaged_stages and store.is_committed(DONE, stage)
-        if is_committed and INHERITED not in store.summary(DONE, stage):
-            missing_parts = set(store.summary(DONE, stage)["parts"]) - set(store.committed(stage))
+        if is_committed and INHERITED not in store.part_facts(DONE, stage):
+            missing_parts = set(store.part_facts(DONE, stage)["parts"]) - set(store.committed_parts(stage))
             damaged += [(stage, part, manifest_key(stage, part)) for part in sorted(missing_parts)]
     return damaged + [(IDENTITY, part, manifest_key(IDENTITY, part)) for part in missing_identity_parts(store)]
 
@@ -165,13 +165,13 @@ def clean(location: str, log: Callable[[str], None], is_dry_run: bool = False) -
     store = Run(location, read_only=True, inherited={})
     store.attributes  # noqa: B018  (raises an error unless it is a run)
     if is_dry_run:
-        return store.unnamed(RUN_KEYS)
+        return store.find_unnamed_keys(RUN_KEYS)
     store = Run(location, inherited={})
     store.refuse_linked_folders(RUN_KEYS)
     with Lock(store, log):
-        leftovers, foreign = store.unnamed(RUN_KEYS)
+        leftovers, foreign = store.find_unnamed_keys(RUN_KEYS)
         store.delete_keys(leftovers)
-        store.prune(RUN_KEYS, leftovers)
+        store.delete_empty_folders(RUN_KEYS, leftovers)
         with contextlib.suppress(DamageError):  # the next run repairs it
-            store.renew()
+            store.update_metadata()
     return leftovers, foreign

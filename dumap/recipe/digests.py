@@ -106,7 +106,7 @@ def compute_digests(
 
 def run_digests(recipe: Recipe, job: Job) -> dict[str, str]:
     """Return the digests of the stages of the job's run; only the first stage's until that stage is done."""
-    facts = job.run.summary(DONE, VECTORS)["facts"] if job.run.is_committed(DONE, VECTORS) else None
+    facts = job.run.part_facts(DONE, VECTORS)["facts"] if job.run.is_committed(DONE, VECTORS) else None
     return compute_digests(recipe, job, job.run.attributes, facts)
 
 
@@ -120,7 +120,7 @@ def check_digests(recipe: Recipe, job: Job) -> None:
     expected = run_digests(recipe, job)
     for stage in recipe:
         if stage.reads and job.run.is_committed(DONE, stage.name):
-            digest = job.run.summary(DONE, stage.name).get("digest")
+            digest = job.run.part_facts(DONE, stage.name).get("digest")
             if digest not in (None, expected.get(stage.name, digest)):
                 raise RunMismatchError(
                     f"{job.run.location}: this version of dumap makes stage {stage.name} otherwise than it was made "

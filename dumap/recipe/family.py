@@ -23,19 +23,19 @@ def parent_of(run: Run) -> str | None:
 def children_of(run: Run) -> list[str]:
     """List the locations of the children that a run knows; the children may have been deleted."""
     children = []
-    for name in run.committed(IDENTITY):
+    for name in run.committed_parts(IDENTITY):
         if name.startswith(f"{CHILD}-"):
             with contextlib.suppress(DamageError):  # 'dumap verify' reports it
-                children.append(absolute_location(run.summary(IDENTITY, name)["run"], run.location))
+                children.append(absolute_location(run.part_facts(IDENTITY, name)["run"], run.location))
     return sorted(children)
 
 
 def inherited_stages(run: Run) -> dict[str, str]:
     """Return the location of the run that holds each inherited stage, by stage."""
     origins = {}
-    for stage in run.committed(DONE):
+    for stage in run.committed_parts(DONE):
         with contextlib.suppress(DamageError):  # of a manifest: the pipeline finds it when it reaches the stage
-            if isinstance(relative := run.summary(DONE, stage).get(INHERITED), str):
+            if isinstance(relative := run.part_facts(DONE, stage).get(INHERITED), str):
                 origins[stage] = absolute_location(relative, run.location)
     return origins
 

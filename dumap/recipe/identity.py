@@ -66,19 +66,19 @@ def create_run(job: Job, engine: Engine, parent: Run | None = None) -> None:
             out.create_final_array("embedding", shape, "float32", chunk, np.nan, EMBEDDING_ATTRIBUTES)
             out.create_final_array("status", shape[:1], "uint8", chunk, 255, STATUS_ATTRIBUTES)
     record_fingerprints(job.run)
-    job.run.renew()
+    job.run.update_metadata()
 
 
 def record_fingerprints(run: Run) -> None:
     """Add the input's fingerprints to the run's attributes if the stage vectors is done."""
     if run.is_committed(DONE, VECTORS):
-        facts = run.summary(DONE, VECTORS)["facts"]
+        facts = run.part_facts(DONE, VECTORS)["facts"]
         run.describe({fact: facts[fact] for fact, _ in INPUT_FINGERPRINTS.values() if fact in facts})
 
 
 def missing_identity_parts(run: Run) -> list[str]:
     """List the manifests of the run's identity that are missing."""
-    begun = any(run.committed(stage) for stage in (DONE, *ALL_STAGES))
+    begun = any(run.committed_parts(stage) for stage in (DONE, *ALL_STAGES))
     parts = {"run": True, "results": begun, "input": run.is_committed(DONE, VECTORS)}
     return [part for part, needed in parts.items() if needed and not run.is_committed(IDENTITY, part)]
 

@@ -36,10 +36,12 @@ def find_droppable(run: Run, recipe: Recipe, keep: str) -> dict[str, list[str]]:
     done, repairs = {stage.name for stage in recipe if run.is_committed(DONE, stage.name)}, count_repairs(run)
     droppable_parts: dict[str, list[str]] = {}
     for stage in recipe:
-        if stage.name not in done or run.origin(stage.name) is not None:  # another run drops the parts that it holds
+        if (
+            stage.name not in done or run.inherited_location(stage.name) is not None
+        ):  # another run drops the parts that it holds
             continue
         later_stages = {other.name for other in recipe if stage.name in other.reads}
-        for part in run.committed(stage.name):
+        for part in run.committed_parts(stage.name):
             readers = stage.temporary_kinds.get(kind_of(part))
             is_unneeded = readers is not None or keep == "results" or is_outdated_list(repairs, stage.name, part)
             if is_unneeded and done.issuperset(later_stages if readers is None else readers):
@@ -56,7 +58,7 @@ def check_not_dropped(stages: Recipe, run: Run) -> None:
     """
     repairs = count_repairs(run)
     for stage in stages:
-        for kind, part in {kind_of(part): part for part in run.committed(stage.name)}.items():
+        for kind, part in {kind_of(part): part for part in run.committed_parts(stage.name)}.items():
             is_temporary = kind in stage.temporary_kinds or is_outdated_list(repairs, stage.name, part)
             if not is_temporary and run.is_dropped(stage.name, part):
                 raise StorageError(
@@ -75,7 +77,7 @@ def drop_unneeded(run: Run, recipe: Recipe, keep: str, should_finish_drops: bool
     for stage, parts in find_droppable(run, recipe, keep).items():
         if should_finish_drops:
             run.finish_drops(stage)
-        freed_bytes += run.drop(stage, [part for part in parts if not run.is_dropped(stage, part)])
+        freed_bytes += run.drop_parts(stage, [part for part in parts if not run.is_dropped(stage, part)])
     return freed_bytes
 
 
@@ -100,7 +102,7 @@ def uncommit_dropped(run: Run, error: DamageError, log: Callable[[str], None]) -
     stage, kind = error.stage, kind_of(error.part)
     if stage not in ALL_STAGES or not run.is_committed(stage, error.part) or not run.is_dropped(stage, error.part):
         return False
-    parts = [part for part in run.committed(stage) if kind_of(part) == kind and run.is_dropped(stage, part)]
+    parts = [part for part in run.committed_parts(stage) if kind_of(part) == kind and run.is_dropped(stage, part)]
     total_bytes = sum(size for part in parts for size, _ in run.manifest(stage, part)["dropped"].values())
     log(f"{stage}: {len(parts)} parts '{kind}' of {format_bytes(total_bytes)} were dropped, are needed and made again")
     run.uncommit_parts(stage, parts)

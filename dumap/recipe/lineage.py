@@ -51,13 +51,13 @@ def lost_stages(run: Run) -> list[tuple[str, str]]:
     """List the inherited stages that their runs no longer hold unchanged, each with the location of that run."""
     lost = []
     for stage, origin in inherited_stages(run).items():
-        origin_run, manifest = Run(origin, read_only=True, inherited={}), run.summary(DONE, stage)
+        origin_run, manifest = Run(origin, read_only=True, inherited={}), run.part_facts(DONE, stage)
         try:
-            origin_manifest = origin_run.is_committed(DONE, stage) and origin_run.summary(DONE, stage)
+            origin_manifest = origin_run.is_committed(DONE, stage) and origin_run.part_facts(DONE, stage)
             is_lost = (
                 not origin_manifest
                 or origin_manifest["digest"] != manifest["digest"]
-                or set(manifest["parts"]) - set(origin_run.committed(stage))
+                or set(manifest["parts"]) - set(origin_run.committed_parts(stage))
             )
         except (DamageError, KeyError):
             is_lost = True
@@ -89,7 +89,7 @@ def check_parent(job: Job, parent: Run | None, log: Callable[[str], None]) -> Re
                 f"{location} is no run, and {job.config.output} reads stages there: name the parent where it lies now "
                 f"in another output, or put it back"
             )
-        if terms := origin_run.terms():
+        if terms := origin_run.list_terms():
             wait_for_driver_end(origin_run, terms[-1], log, f"reading it for {job.config.output}")
     if lost_inherited := lost_stages(job.run):
         names = ", ".join(f"{stage} of {origin}" for stage, origin in lost_inherited)
@@ -114,7 +114,7 @@ def check_parent(job: Job, parent: Run | None, log: Callable[[str], None]) -> Re
 
 def inheritable_stages(recipe: Recipe, job: Job, parent: Run) -> list[str]:
     """List the stages of a parent that a run would inherit, assuming that both have the same data."""
-    facts = parent.summary(DONE, VECTORS)["facts"] if parent.is_committed(DONE, VECTORS) else None
+    facts = parent.part_facts(DONE, VECTORS)["facts"] if parent.is_committed(DONE, VECTORS) else None
     sources = {name: getattr(job, name).describe() for name in input_names(job.config)}
     digests_here = compute_digests(recipe, job, sources, facts)
     return [stage.name for stage in recipe if _has_equal_stage(stage, parent, digests_here.get(stage.name))]
@@ -124,7 +124,7 @@ def _has_equal_stage(stage: Stage, parent: Run, digest: str | None) -> bool:
     """Return whether a parent has finished a stage with this digest; never for stages that write results."""
     if digest is None or stage.writes_results or not parent.is_committed(DONE, stage.name):
         return False
-    return parent.summary(DONE, stage.name).get("digest") == digest
+    return parent.part_facts(DONE, stage.name).get("digest") == digest
 
 
 def with_parents_width(config: Config, parent: Run) -> Config:
@@ -167,7 +167,7 @@ def check_parent_data(job: Job, parent: Run) -> None:
     """Refuse a parent with other data, if both runs have read all of their data."""
     if not (parent.is_committed(DONE, VECTORS) and job.run.is_committed(DONE, VECTORS)):
         return
-    facts, parent_facts = job.run.summary(DONE, VECTORS)["facts"], parent.summary(DONE, VECTORS)["facts"]
+    facts, parent_facts = job.run.part_facts(DONE, VECTORS)["facts"], parent.part_facts(DONE, VECTORS)["facts"]
     for input_name in input_names(job.config):
         fact = INPUT_FINGERPRINTS[input_name][0]
         if fact in parent_facts and facts[fact] != parent_facts[fact]:
@@ -183,11 +183,13 @@ def inherit_stage(recipe: Recipe, stage: Stage, job: Job, parent: Run, log: Call
     A stage of which this run has committed parts is not inherited, but continued.
     """
     check_parent_data(job, parent)
-    if job.run.committed(stage.name) or not _has_equal_stage(stage, parent, run_digests(recipe, job).get(stage.name)):
+    if job.run.committed_parts(stage.name) or not _has_equal_stage(
+        stage, parent, run_digests(recipe, job).get(stage.name)
+    ):
         return False
-    manifest, owner = parent.summary(DONE, stage.name), parent.owner(stage.name)
-    if missing_parts := sorted(set(manifest["parts"]) - set(owner.committed(stage.name))):
-        raise owner.damage(stage.name, missing_parts[0], "its manifest")
+    manifest, owner = parent.part_facts(DONE, stage.name), parent.owning_run(stage.name)
+    if missing_parts := sorted(set(manifest["parts"]) - set(owner.committed_parts(stage.name))):
+        raise owner.damage_error(stage.name, missing_parts[0], "its manifest")
     register_child(owner.location, job.run.location, log)
     with job.run.part(DONE, stage.name) as out:
         out.attributes |= {**manifest, "seconds": 0.0, INHERITED: relative_location(owner.location, job.run.location)}
@@ -207,6 +209,6 @@ def uncommit_inherited_stage(job: Job, error: DamageError, log: Callable[[str], 
     if not isinstance(error, DroppedError) or job.inherited is None or error.stage not in job.inherited:
         return False
     origin = job.inherited.pop(error.stage)
-    job.run.forget(DONE, error.stage)
+    job.run.uncommit(DONE, error.stage)
     log(f"{error.stage}: {origin} dropped {error.part}, which is needed: the stage is made here (see the setting keep)")
     return True

@@ -12,7 +12,7 @@ from urllib.parse import unquote, urlsplit
 from dumap.config import INIT_METHODS, Config
 from dumap.errors import StorageError
 from dumap.sources.opening import locate
-from dumap.store import INSIDE, Run, RunKeys, probe, set_options
+from dumap.store import INSIDE, Run, RunKeys, check_writable, set_options
 from dumap.store.disk import is_remote, is_same_path, normalize
 
 ALLOWED_FOLDERS = {INSIDE}
@@ -117,7 +117,7 @@ def prepare_output(location: str) -> None:
             os.makedirs(location, exist_ok=True)
         except OSError as error:
             raise StorageError(f"output: {location} cannot be made ({error.strerror})") from error
-    probe(location)
+    check_writable(location)
 
 
 def free_disk_bytes(location: str) -> int | None:

@@ -93,7 +93,7 @@ class LockObserver:
 
     def advanced(self, stage: str, done: float, total: float) -> None:
         """Pass the progress to the lock and to the other observer."""
-        self.lock.at(stage, done, total)
+        self.lock.set_progress(stage, done, total)
         self.observer.advanced(stage, done, total)
 
 

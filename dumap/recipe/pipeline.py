@@ -181,7 +181,7 @@ def _run_on_engine(
     output, object_rows = job.config.output, job.object_rows
     projected, recipe = plan_own_stages(job, stages, engine.worker_memory), recipe_until(job.config, job.last_stage)
     finished_stages = [stage.name for stage in recipe if job.run.is_committed(DONE, stage.name)]
-    written_bytes = sum(job.run.sizes(stage.name) for stage in recipe if stage.name not in finished_stages)
+    written_bytes = sum(job.run.stage_bytes(stage.name) for stage in recipe if stage.name not in finished_stages)
     projected.check(
         engine.worker_memory, free_disk_bytes(output), engine.worker_threads, finished_stages, written_bytes
     )
@@ -202,7 +202,7 @@ def _run_on_engine(
                 register_child(parent.location, output, observer.note)
             engine.require_run_visible(job.run, projected.peak_bytes)
             run_stages(recipe, job, projected, engine, LockObserver(observer, lock), force, parent)
-            job.run.renew()
+            job.run.update_metadata()
     except (DumapError, KeyboardInterrupt) as error:
         error.add_note(f"What is committed in {output} is kept; the same command goes on from there.")
         raise
@@ -276,7 +276,7 @@ def _run_stage(recipe: Recipe, stage: Stage, job: Job, engine: Engine, observer:
             "projected_bytes": projected_bytes,
             "peak_bytes": engine.peak_bytes,
             "facts": facts,
-            "parts": job.run.committed(name),
+            "parts": job.run.committed_parts(name),
             "digest": digest,
             **final_provenance(job.run, name, engine),
         }
@@ -300,10 +300,10 @@ def plan_with_facts(recipe: Recipe, job: Job, worker_memory: int, repairs: int |
     """
     run, config, geometry = job.run, job.config, job.geometry
     if run.is_committed(DONE, CELLS):
-        facts = run.summary(DONE, CELLS)["facts"]
+        facts = run.part_facts(DONE, CELLS)["facts"]
         geometry = replace(geometry.with_cells(facts), cells=facts["cells"])
     if repairs is None and run.is_committed(DONE, AUDIT):
-        repairs = run.summary(DONE, AUDIT)["facts"]["repairs"]
+        repairs = run.part_facts(DONE, AUDIT)["facts"]["repairs"]
     plan = make_plan(without_repairs(config) if repairs == 0 else config, geometry, worker_memory, recipe)
     return plan if job.object_rows is None else plan.with_task(SPOOL, job.object_rows.task_bytes)
 
@@ -318,7 +318,7 @@ def _make_compute(job: Job, engine: Engine, observer: Observer) -> Any:
 
         If this call is one of several equal steps, `progress` is the number of steps before it, and of all steps.
         """
-        committed: set[str] = set(job.run.committed(stage))
+        committed: set[str] = set(job.run.committed_parts(stage))
         missing_parts = [part for part in parts if part not in committed]
 
         def advanced(done: float, total: float) -> None:

@@ -35,13 +35,15 @@ def initial_provenance(run: Run, stage: str) -> dict[str, Any]:
     name, record = _provenance_part(stage), run.attributes
     if run.is_committed(IDENTITY, name):
         with contextlib.suppress(DamageError):  # 'dumap verify' reports it; the stage's parts are not affected
-            record = run.summary(IDENTITY, name)
+            record = run.part_facts(IDENTITY, name)
     return {key: record.get(key, []) for key in PROVENANCE_KEYS}
 
 
 def half_done_stages(run: Run, recipe: Recipe) -> list[str]:
     """List the stages that have committed parts but are not done."""
-    return [stage.name for stage in recipe if not run.is_committed(DONE, stage.name) and run.committed(stage.name)]
+    return [
+        stage.name for stage in recipe if not run.is_committed(DONE, stage.name) and run.committed_parts(stage.name)
+    ]
 
 
 def required_provenance(run: Run, recipe: Recipe) -> dict[str, Any]:
@@ -72,11 +74,11 @@ def _check_stage_provenance(run: Run, stage: str, engine: Engine) -> None:
 
 def begin_stage(run: Run, stage: str, engine: Engine, force: bool) -> None:
     """Record the versions and processors that begin a stage; if it has parts, refuse others unless forced."""
-    if run.committed(stage):
+    if run.committed_parts(stage):
         if not force:
             _check_stage_provenance(run, stage, engine)
     elif initial_provenance(run, stage) != (current := engine_provenance(engine)):
-        run.forget(IDENTITY, _provenance_part(stage))
+        run.uncommit(IDENTITY, _provenance_part(stage))
         with run.part(IDENTITY, _provenance_part(stage)) as out:
             out.attributes |= current
 

@@ -31,13 +31,13 @@ def status(location: str) -> dict[str, Any]:
     attributes = store.attributes
     stages, progress = [], last_progress(store)
     for name in ALL_STAGES if is_spooled(str(attributes["input"].get("path"))) else STAGES:
-        parts = len(store.committed(name))
+        parts = len(store.committed_parts(name))
         entry: dict[str, Any] = {"name": name, "state": "partial" if parts else "pending", "parts": parts}
         entry |= {"seconds": None, "projected_bytes": None, "peak_bytes": None, "facts": {}}
-        entry |= {"digest": None, "from": store.origin(name)}
+        entry |= {"digest": None, "from": store.inherited_location(name)}
         entry["progress"] = [progress["done"], progress["total"]] if progress.get("stage") == name else None
         if store.is_committed(DONE, name):
-            entry |= {"state": "done", **store.summary(DONE, name), "parts": parts, "progress": [parts, parts]}
+            entry |= {"state": "done", **store.part_facts(DONE, name), "parts": parts, "progress": [parts, parts]}
         stages.append(entry)
     done = all(stage["state"] == "done" for stage in stages)
     return {

@@ -109,12 +109,12 @@ class Result(Mapping[str, Any]):
         """The coordinates, an array (row, component) of float32 in the input's order; NaN for a row without
         coordinates.
         """
-        return self._open_after("embedding").final("embedding")
+        return self._open_after("embedding").open_final("embedding")
 
     @property
     def status(self) -> zarr.Array:
         """The flags of rows, an array (row) of uint8, 0 for an ordinary row. The array's attributes name the flags."""
-        return self._open_after("embedding").final("status")
+        return self._open_after("embedding").open_final("status")
 
     @property
     def row_names(self) -> np.ndarray | None:

@@ -203,7 +203,7 @@ def audit_lists(context: Context, number: int) -> dict:
     context.sum_in_ranges(AUDIT, merge_exact_range, kind, f"searches-{number}", groups, number=number)
     context.compute(AUDIT, merge_exact, [f"exact-{number}"])
     context.compute(AUDIT, report_recall, [report_part_name(number)])
-    return context.run.summary(AUDIT, report_part_name(number))
+    return context.run.part_facts(AUDIT, report_part_name(number))
 
 
 def run(context: Context) -> dict:

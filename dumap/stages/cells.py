@@ -88,8 +88,8 @@ def find_leaves(job: Job, part: str) -> None:
 
 def _sum_leaf_counts(job: Job, names: list[str]) -> np.ndarray:
     """Add up the rows of each leaf that parts have counted, and the entries of sparse rows, (1 or 2, leaves) int64."""
-    leaf_counts = np.zeros((1 + job.geometry.is_sparse, job.run.summary(CELLS, "tree")["leaves"]), np.int64)
-    for part_counts in job.run.read_each(CELLS, [(name, "loads", 0, None) for name in names]):
+    leaf_counts = np.zeros((1 + job.geometry.is_sparse, job.run.part_facts(CELLS, "tree")["leaves"]), np.int64)
+    for part_counts in job.run.read_many(CELLS, [(name, "loads", 0, None) for name in names]):
         leaf_counts[:, part_counts[:, 0]] += part_counts[:, 1:].T
     return leaf_counts
 
@@ -122,7 +122,7 @@ def assign_group(job: Job, part: str) -> None:
     The task counts the group's home rows and guests by cell, and its guests by cell and priority.
     """
     store, group = job.run, number_of(part)
-    count = store.summary(CELLS, "packing")["cells"]
+    count = store.part_facts(CELLS, "packing")["cells"]
     row_cells, _ = find_cells(job, group)
     priorities, priority_count = cells.guest_priorities(
         row_cells, job.geometry.rows_of_group(group)[0], job.config.seed
@@ -144,9 +144,9 @@ def _sum_guest_counts(job: Job, names: list[str]) -> tuple[np.ndarray, np.ndarra
     """Add up the counts of several parts: home rows, (cells,) int64, and guests by priority, (cells, priorities)
     int64.
     """
-    count, priorities = job.run.summary(CELLS, "packing")["cells"], job.run.summary(CELLS, names[0])["priorities"]
+    count, priorities = job.run.part_facts(CELLS, "packing")["cells"], job.run.part_facts(CELLS, names[0])["priorities"]
     home_counts, guest_counts = np.zeros(count, np.int64), np.zeros((count, priorities), np.int64)
-    read = job.run.read_each(CELLS, [(name, array, 0, None) for name in names for array in ("home_firsts", "guests")])
+    read = job.run.read_many(CELLS, [(name, array, 0, None) for name in names for array in ("home_firsts", "guests")])
     for home_firsts, of_priority in zip(read, read, strict=True):
         home_counts += np.diff(home_firsts)
         guest_counts.reshape(-1)[of_priority[:, 0]] += of_priority[:, 1]
@@ -177,7 +177,7 @@ def limit_guests(job: Job, part: str) -> None:
 
 def count_admitted_guests(job: Job, part: str) -> None:
     """Count a group's guests by cell again, without guests that are not admitted."""
-    group, count = number_of(part), job.run.summary(CELLS, "packing")["cells"]
+    group, count = number_of(part), job.run.part_facts(CELLS, "packing")["cells"]
     row_cells, _ = find_admitting_cells(job, group)
     with job.run.part(CELLS, part) as out:
         out.write("guest_firsts", cell_offsets(row_cells[:, 1:], count), OFFSETS_PER_RANGE)
@@ -193,13 +193,13 @@ def cells_per_part(job: Job) -> int:
 def tabulate_cells(job: Job, part: str) -> None:
     """Tabulate where the rows of a range of cells are, in each sorted group and by position."""
     store, step, groups = job.run, cells_per_part(job), job.geometry.groups
-    offsets, limits = store.read(CELLS, GUEST_LIMITS, "offsets"), store.summary(CELLS, GUEST_LIMITS)
+    offsets, limits = store.read(CELLS, GUEST_LIMITS, "offsets"), store.part_facts(CELLS, GUEST_LIMITS)
     first = number_of(part) * step
     last = min(first + step, len(offsets) - 1)
 
     def spans(kind: str, array: str) -> np.ndarray:
         rows = [(name, array, first, last + 1) for name in part_names(kind, groups)]
-        begins = np.stack(list(store.read_each(CELLS, rows)))
+        begins = np.stack(list(store.read_many(CELLS, rows)))
         return np.stack([begins[:, :-1].T, np.diff(begins, axis=1).T], axis=2)
 
     home = spans("assign", "home_firsts")
@@ -226,7 +226,7 @@ cell."""
 def sum_entry_counts(job: Job, kind: str, array: str, first: int, last: int) -> np.ndarray:
     """Add up the entries of cells [first, last) that groups have counted, (last - first,) int64."""
     names = part_names(kind, job.geometry.groups)
-    return np.asarray(sum(job.run.read_each(CELLS, [(name, array, first, last) for name in names])))
+    return np.asarray(sum(job.run.read_many(CELLS, [(name, array, first, last) for name in names])))
 
 
 def write_entry_counts(job: Job, out: Part, entries: list[np.ndarray], home_rows: np.ndarray) -> None:
@@ -246,7 +246,7 @@ def finish_table(job: Job, part: str) -> None:
     store, geometry = job.run, job.geometry
     offsets = store.read(CELLS, GUEST_LIMITS, "offsets")
     names = part_names(SPANS, -(-(len(offsets) - 1) // cells_per_part(job)))
-    summaries = list(store.summaries(CELLS, names))
+    summaries = list(store.facts_of_parts(CELLS, names))
     with store.part(CELLS, part) as out:
         out.write("offsets", offsets)
         out.attributes |= {
@@ -256,7 +256,7 @@ def finish_table(job: Job, part: str) -> None:
             "largest": max(facts["largest"] for facts in summaries),
             "smallest": min(facts["smallest"] for facts in summaries),
             "largest_home": int(np.diff(offsets).max()),
-            "turned_away": store.summary(CELLS, GUEST_LIMITS)["turned_away"],
+            "turned_away": store.part_facts(CELLS, GUEST_LIMITS)["turned_away"],
             **{
                 name: combine(facts[name] for facts in summaries)
                 for name, combine in ENTRY_FACTS.items()
@@ -276,9 +276,9 @@ def run(context: Context) -> dict:
     context.compute(CELLS, assign_group, part_names("assign", groups))
     context.sum_in_ranges(CELLS, sum_guest_counts, "assign", "guest_sums", groups)
     context.compute(CELLS, limit_guests, [GUEST_LIMITS])
-    if store.summary(CELLS, GUEST_LIMITS)["turned_away"]:
+    if store.part_facts(CELLS, GUEST_LIMITS)["turned_away"]:
         context.compute(CELLS, count_admitted_guests, part_names("counted", groups))
-    count = store.summary(CELLS, "packing")["cells"]
+    count = store.part_facts(CELLS, "packing")["cells"]
     context.compute(CELLS, tabulate_cells, part_names(SPANS, -(-count // cells_per_part(context.job))))
     context.compute(CELLS, finish_table, [TABLE])
     context.compute(CELLS, write_positions, part_names(POSITIONS, groups))

@@ -85,7 +85,7 @@ def spread_labels(job: Job, part: str, should_label_lowest: bool) -> None:
 
 def sum_by_label(job: Job, part: str) -> None:
     """Sum a shard's edges by the labels at both ends."""
-    graph, count = Graph(job.run), job.run.summary(COARSEN, LABEL_SOURCES)["count"]
+    graph, count = Graph(job.run), job.run.part_facts(COARSEN, LABEL_SOURCES)["count"]
     number, shard, _ = Checkpoints.parse_piece_name(part)
     graph_pass, (indptr, tails, weights) = GraphPass(job, labels_reader(job, graph, number)), graph.read(shard)
     labels = graph_pass.read_page(shard)
@@ -100,8 +100,8 @@ def sum_by_label(job: Job, part: str) -> None:
 
 def merge_edges(job: Job, part: str, names: list[str]) -> None:
     """Sum the edges of all shards, a range of labels at a time, and keep the strongest of each label."""
-    store, count = job.run, job.run.summary(COARSEN, LABEL_SOURCES)["count"]
-    offsets = np.array([store.summary(COARSEN, name)["offsets"] for name in names])
+    store, count = job.run, job.run.part_facts(COARSEN, LABEL_SOURCES)["count"]
+    offsets = np.array([store.part_facts(COARSEN, name)["offsets"] for name in names])
     ranges = np.cumsum(np.diff(offsets, axis=1).sum(axis=0)) * COARSE_PAIR_BYTES // (job.config.task_memory // 4)
     bounds = [0, *(np.flatnonzero(np.diff(ranges)) + 1).tolist(), len(ranges)]
     pairs, sums, sizes = [np.empty(0, np.int64)], [np.empty(0, np.int64)], np.zeros(count, np.int64)
@@ -129,7 +129,7 @@ def merge_edges(job: Job, part: str, names: list[str]) -> None:
 def finished_pieces(store: Run, labels: Checkpoints, number: int) -> dict[tuple[int, int], str]:
     """Return the pieces of a pass whose rows all have labels, by shard range: later checkpoints hold them too."""
     pieces = labels.pieces(number) if number else []
-    left = [summary["left"] for summary in store.summaries(COARSEN, pieces)]
+    left = [facts["left"] for facts in store.facts_of_parts(COARSEN, pieces)]
     return {
         Checkpoints.parse_piece_name(piece)[1:]: piece for piece, rows in zip(pieces, left, strict=True) if not rows
     }
@@ -145,7 +145,9 @@ def run(context: Context) -> dict:
     context.compute(COARSEN, draw_label_sources, [LABEL_SOURCES])
     passes, left, should_label_lowest = labels.latest(), -1, False
     if passes:
-        left, should_label_lowest = (store.summary(COARSEN, labels.name(passes))[fact] for fact in ("left", "lowest"))
+        left, should_label_lowest = (
+            store.part_facts(COARSEN, labels.name(passes))[fact] for fact in ("left", "lowest")
+        )
     with labels.background_removal(passes):
         while left:
             finished = finished_pieces(store, labels, passes)
@@ -169,8 +171,8 @@ def run(context: Context) -> dict:
         pieces = [f"{SUMMED_EDGES}-{labels.piece_name(passes, *shard)}" for shard in singly]
         context.compute(COARSEN, sum_by_label, pieces, progress=(passes, passes + 1))
         context.compute(COARSEN, merge_edges, [EDGES], names=pieces, progress=(passes, passes + 1))
-    store.delete_parts(COARSEN, [part for part in store.committed(COARSEN) if part.startswith(SUMMED_EDGES)])
-    return {"label_passes": passes, **store.summary(COARSEN, EDGES)}
+    store.delete_parts(COARSEN, [part for part in store.committed_parts(COARSEN) if part.startswith(SUMMED_EDGES)])
+    return {"label_passes": passes, **store.part_facts(COARSEN, EDGES)}
 
 
 def label_passes(rows: int) -> int:

@@ -51,7 +51,7 @@ def find_joined_pieces(job: Job, part: str) -> None:
     names, first = part_names("pieces", len(whole_graph.shards)), whole_graph.shards.row_range(shard)[0]
     labels, joined_pairs = store.read(GRAPH, names[shard], "labels"), [np.empty((0, 3), np.int64)]
     spans = read_received_ranges(store, GRAPH, "tails_index", len(names), shard).tolist()
-    read = store.read_each(GRAPH, [(names[s], array, a, b) for s, a, b in spans for array in ("tails", "heads")])
+    read = store.read_many(GRAPH, [(names[s], array, a, b) for s, a, b in spans for array in ("tails", "heads")])
     for (sender, *_), tails, heads in zip(spans, read, read, strict=True):
         triples = np.stack([labels[tails - first], np.full(len(tails), sender), heads], axis=1)
         joined_pairs.append(np.unique(triples, axis=0))
@@ -62,7 +62,7 @@ def find_joined_pieces(job: Job, part: str) -> None:
 def piece_offsets(job: Job) -> np.ndarray:
     """Return the number of each shard's first piece among all, (shards + 1,)."""
     names = part_names("pieces", len(Graph(job.run).shards))
-    return np.cumsum([0, *(facts["pieces"] for facts in job.run.summaries(GRAPH, names))])
+    return np.cumsum([0, *(facts["pieces"] for facts in job.run.facts_of_parts(GRAPH, names))])
 
 
 def reduce_joined_pieces(job: Job, part: str) -> None:
@@ -70,7 +70,7 @@ def reduce_joined_pieces(job: Job, part: str) -> None:
     first, last = range_of(part)
     offsets, pairs = piece_offsets(job), [np.empty((0, 2), np.int64)]
     names = part_names("joined_pieces", len(offsets) - 1)[first:last]
-    for shard, triples in enumerate(job.run.read_each(GRAPH, [(name, "pairs", 0, None) for name in names]), first):
+    for shard, triples in enumerate(job.run.read_many(GRAPH, [(name, "pairs", 0, None) for name in names]), first):
         pairs.append(np.stack([offsets[shard] + triples[:, 0], offsets[triples[:, 1]] + triples[:, 2]], axis=1))
     with job.run.part(GRAPH, part) as out:
         out.write("pairs", graph.spanning_forest(np.concatenate(pairs)))
@@ -81,10 +81,10 @@ def measure_components(job: Job, part: str) -> None:
     store, whole_graph = job.run, Graph(job.run)
     names, offsets = part_names("pieces", len(whole_graph.names)), piece_offsets(job)
     is_bound = int(offsets[-1]) * PIECE_BYTES > job.config.task_memory
-    sizes = np.concatenate(list(store.read_each(GRAPH, [(name, "sizes", 0, None) for name in names])))
+    sizes = np.concatenate(list(store.read_many(GRAPH, [(name, "sizes", 0, None) for name in names])))
     if not is_bound and len(names) > 1:
         ranges = [(name, "pairs", 0, None) for name in range_names("forest", len(names))]
-        pairs = np.concatenate(list(store.read_each(GRAPH, ranges)))
+        pairs = np.concatenate(list(store.read_many(GRAPH, ranges)))
         sizes = graph.component_sizes(pairs, sizes)
     with store.part(GRAPH, part) as out:
         out.attributes |= {
@@ -94,7 +94,7 @@ def measure_components(job: Job, part: str) -> None:
             "smallest": int(sizes.min()),
             "small": int((sizes < job.config.neighbors.n_neighbors).sum()),
             "occurrence_offsets": np.cumsum(
-                [0, *(facts["occurrences"] for facts in store.summaries(GRAPH, whole_graph.names))]
+                [0, *(facts["occurrences"] for facts in store.facts_of_parts(GRAPH, whole_graph.names))]
             ).tolist(),
         }
 

@@ -96,7 +96,7 @@ def weigh_edges(job: Job, part: str, mean_distance: float) -> None:
 def _sum_in_edges(job: Job, names: list[str]) -> np.ndarray:
     """Add up the edges into each grain of rows, (grains,) int64."""
     into = np.zeros(len(graph.grain_bounds(CellTable(job.run).rows)) - 1, np.int64)
-    read = job.run.read_each(GRAPH, [(name, array, 0, None) for name in names for array in ("receivers", "bounds")])
+    read = job.run.read_many(GRAPH, [(name, array, 0, None) for name in names for array in ("receivers", "bounds")])
     for grains, bounds in zip(read, read, strict=True):
         into[grains] += np.diff(bounds)
     return into
@@ -156,7 +156,7 @@ def _read_repeated(job: Job, shard: int) -> tuple[np.ndarray, np.ndarray]:
         names = part_names("repeated_positions", job.geometry.blocks)
         spans = read_received_ranges(job.run, GRAPH, "repeated_index", len(names), shard).tolist()
         arrays = ("sorted_positions", "sorted_times")
-        read = job.run.read_each(GRAPH, [(names[block], array, a, b) for block, a, b in spans for array in arrays])
+        read = job.run.read_many(GRAPH, [(names[block], array, a, b) for block, a, b in spans for array in arrays])
         for block_rows, block_times in zip(read, read, strict=True):
             rows.append(block_rows)
             times.append(block_times)
@@ -171,12 +171,12 @@ def unite_edges(job: Job, part: str) -> None:
     even = RowRanges.of_size(CellTable(store).rows, job.geometry.shard_rows)
     directed = part_names("directed", len(even))
     indices = read_nearest(job, "indices", start, stop)
-    weights = store.read_span(GRAPH, directed, even.offsets, "weights", start, stop)
+    weights = store.read_from_parts(GRAPH, directed, even.offsets, "weights", start, stop)
     heads, slot = np.nonzero(weights)
     arrays = {"in_rows": indices.dtype, "in_heads": indices.dtype, "in_weights": np.dtype(np.float32)}
     of_shard = read_received_ranges(store, GRAPH, "edges_index", len(directed), shard).tolist()
     spans = [(directed[sender], low, high) for sender, low, high in of_shard]
-    pieces = list(store.read_each(GRAPH, [(name, array, low, high) for array in arrays for name, low, high in spans]))
+    pieces = list(store.read_many(GRAPH, [(name, array, low, high) for array in arrays for name, low, high in spans]))
     in_edges = {
         array: np.concatenate([np.empty(0, dtype), *pieces[number * len(spans) : (number + 1) * len(spans)]])
         for number, (array, dtype) in enumerate(arrays.items())
@@ -222,14 +222,14 @@ def run(context: Context) -> dict:
     kept_edges, disconnected, missing = (
         sum_fact(store, GRAPH, sums, fact) for fact in ("kept", "disconnected", "missing")
     )
-    mean = math.fsum(part for name in sums for part in store.summary(GRAPH, name)["distance_sums"]) / (
+    mean = math.fsum(part for name in sums for part in store.part_facts(GRAPH, name)["distance_sums"]) / (
         rows + kept_edges
     )
     context.compute(GRAPH, weigh_edges, part_names("directed", even), mean_distance=mean)
     context.sum_in_ranges(GRAPH, sum_in_edges, "directed", "into", even)
     context.compute(GRAPH, cut_shards, [SHARDS])
     context.compute(GRAPH, index_edges, range_names("edges_index", even))
-    united, max_edges = part_names("united", len(Graph(store).shards)), store.summary(GRAPH, SHARDS)["most_edges"]
+    united, max_edges = part_names("united", len(Graph(store).shards)), store.part_facts(GRAPH, SHARDS)["most_edges"]
     what, advice = (
         f"the fullest shard has {max_edges} edges: many rows list the same",
         "a smaller neighbors.n_neighbors",
@@ -242,8 +242,8 @@ def run(context: Context) -> dict:
     context.compute(GRAPH, unite_edges, united)
     count_components(context)
     facts = {fact: sum_fact(store, GRAPH, united, fact) for fact in ("edges", "isolated", "inside", "in_degree_zero")}
-    edges, health = facts["edges"], store.summary(GRAPH, GRAPH_FACTS)
-    greatest = max(store.summary(GRAPH, name)["greatest_in_degree"] for name in united)
+    edges, health = facts["edges"], store.part_facts(GRAPH, GRAPH_FACTS)
+    greatest = max(store.part_facts(GRAPH, name)["greatest_in_degree"] for name in united)
     if missing:
         context.log(
             f"graph: {missing} slots of the neighbors' lists are empty; {health['small']} of {health['components']} "

@@ -114,7 +114,7 @@ def run(context: Context) -> dict:
     rows, checkpoints = graph.shards.rows, layout_checkpoints(context.run)
     checkpoints.uncommit_broken()
     if context.run.is_committed(LAYOUT, LAYOUT_END) and last_epoch(context.run) not in checkpoints.numbers():
-        context.run.forget(LAYOUT, LAYOUT_END)
+        context.run.uncommit(LAYOUT, LAYOUT_END)
     context.compute(LAYOUT, draw_loss_pairs, [PAIRS_PART])
     edges = 2 * config.neighbors.graph_k * rows
     if runs_on_one_host(config, rows, edges, context.worker_memory):
@@ -125,7 +125,7 @@ def run(context: Context) -> dict:
         _, fitting = round_bytes(config, min(geometry.shard_rows, rows))
         if not context.run.is_committed(LAYOUT, LAYOUT_END):
             run_in_rounds(context, graph, max(context.threads, -(-len(graph.shards) // fitting)))
-    measured = [number_of(name) for name in context.run.committed(LAYOUT) if name.startswith("loss-")]
+    measured = [number_of(name) for name in context.run.committed_parts(LAYOUT) if name.startswith("loss-")]
     losses = [
         [epoch, None if (loss := read_loss(context.run, epoch)) is None else round(loss, 4)] for epoch in measured
     ]

@@ -144,7 +144,7 @@ def sort_kth_distances(job: Job, part: str) -> None:
     """
     table, cells = CellTable(job.run), range(*range_of(part))
     counts = np.stack([table.home_ranges(cell)[:, 1] for cell in cells])
-    read = job.run.read_each(NEIGHBORS, [(part_name("home", cell), "kth_squared", 0, None) for cell in cells])
+    read = job.run.read_many(NEIGHBORS, [(part_name("home", cell), "kth_squared", 0, None) for cell in cells])
     groups = np.repeat(np.tile(np.arange(counts.shape[1], dtype=np.int32), len(cells)), counts.ravel())
     with job.run.part(NEIGHBORS, part) as out:
         out.write("kth_squared", np.concatenate(list(read))[np.argsort(groups, kind="stable")], KTH_ROWS_PER_RANGE)
@@ -233,7 +233,7 @@ def merge_cell_lists(job: Job, part: str) -> None:
     indices, distances = (store.read(NEIGHBORS, parts[cell], array) for array in ("indices", "distances"))
     spans = read_received_ranges(store, NEIGHBORS, "guest_index", table.cells, cell).tolist()
     arrays = ("guests", "guest_indices", "guest_distances")
-    pieces = store.read_each(NEIGHBORS, [(parts[other], array, *ends) for other, *ends in spans for array in arrays])
+    pieces = store.read_many(NEIGHBORS, [(parts[other], array, *ends) for other, *ends in spans for array in arrays])
     for guests, listed, distances_there in zip(pieces, pieces, pieces, strict=True):
         neighbors.merge_lists(indices, distances, guests - table.offsets[cell], listed, distances_there, guests)
     with store.part(NEIGHBORS, part) as out:
@@ -242,7 +242,7 @@ def merge_cell_lists(job: Job, part: str) -> None:
 
 def check_cell_memory(context: Context) -> None:
     """Refuse cells that are larger than planned and fit no worker."""
-    geometry = context.geometry.with_cells(context.run.summary(CELLS, TABLE))
+    geometry = context.geometry.with_cells(context.run.part_facts(CELLS, TABLE))
     need = math.ceil(project(geometry, context.config, context.worker_memory).task_bytes)
     what = f"the largest cell holds {geometry.largest_cell} rows, {geometry.largest_home} of them its own at the most"
     context.require_memory(NEIGHBORS, need, what, "a smaller cells.max_rows or task_memory in another output")
@@ -271,19 +271,19 @@ def search_waves(context: Context, task: Task, count: int) -> None:
     The guests of a wave are sorted before it, and dropped after it. The guests of the last wave are dropped with the
     stage's other parts.
     """
-    store, geometry = context.run, context.geometry.with_cells(context.run.summary(CELLS, TABLE))
+    store, geometry = context.run, context.geometry.with_cells(context.run.part_facts(CELLS, TABLE))
     waves = guest_waves(geometry, count, context.config.cells.max_cells_per_row)
     kth = kth_part_names(geometry, context.config, count) if task is search_cell_with_guests else []
     context.compute(NEIGHBORS, sort_kth_distances, kth)
     for wave in waves:
         cells, guests = part_names("cell", count)[slice(*wave)], guest_part_names(wave, geometry.groups)
-        if not set(cells) <= set(store.committed(NEIGHBORS)):
+        if not set(cells) <= set(store.committed_parts(NEIGHBORS)):
             if count > 1:
                 context.compute(NEIGHBORS, sort_guests, guests, kth=kth)
             context.compute(NEIGHBORS, task, cells, wave=wave)
         if wave != waves[-1]:
-            guest_parts = sorted(set(guests) & set(store.committed(NEIGHBORS)))
-            store.drop(NEIGHBORS, [name for name in guest_parts if not store.is_dropped(NEIGHBORS, name)])
+            guest_parts = sorted(set(guests) & set(store.committed_parts(NEIGHBORS)))
+            store.drop_parts(NEIGHBORS, [name for name in guest_parts if not store.is_dropped(NEIGHBORS, name)])
 
 
 def run(context: Context) -> dict:

@@ -118,12 +118,12 @@ def measure_column_distances(
 
 def _least_distances(job: Job, names: list[str]) -> np.ndarray:
     """Return the least of the distances that parts hold: all but those that measured them hold infinite ones."""
-    return np.minimum.reduce(list(job.run.read_each(QUALITY, [(name, "distances", 0, None) for name in names])))
+    return np.minimum.reduce(list(job.run.read_many(QUALITY, [(name, "distances", 0, None) for name in names])))
 
 
 def _sum_rank_counts(job: Job, names: list[str]) -> np.ndarray:
     """Add up the ranks that parts have counted."""
-    return np.add.reduce(list(job.run.read_each(QUALITY, [(name, "counts", 0, None) for name in names])))
+    return np.add.reduce(list(job.run.read_many(QUALITY, [(name, "counts", 0, None) for name in names])))
 
 
 def merge_map_distances(job: Job, part: str) -> None:
@@ -194,7 +194,7 @@ def run(context: Context) -> dict:
     context.compute(QUALITY, count_nearer_rows, part_names("ranks", groups))
     context.sum_in_ranges(QUALITY, sum_rank_counts, "ranks", "rank_sums", groups)
     context.compute(QUALITY, report_quality, ["report"])
-    return context.run.summary(QUALITY, "report")
+    return context.run.part_facts(QUALITY, "report")
 
 
 def steps_of(geometry: Geometry, config: Config, queries: int) -> tuple[Step, ...]:

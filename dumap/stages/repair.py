@@ -55,7 +55,7 @@ def read_home_rows(job: Job, cell: int, table: CellTable, out: np.ndarray) -> No
     step, done = max(1, job.geometry.block_rows // 4), 0
     spans = part_ranges(part_names("sorted", job.geometry.groups), table.home_ranges(cell))
     pieces = [(part, "vectors", low, min(stop, low + step)) for part, a, stop in spans for low in range(a, stop, step)]
-    for rows in job.run.read_each(CELLS, pieces):
+    for rows in job.run.read_many(CELLS, pieces):
         out[done : done + len(rows)] = vectors.as_float32(rows) if out.dtype == np.float32 else rows
         done += len(rows)
 
@@ -69,7 +69,7 @@ def choose_halo(job: Job, part: str, number: int) -> None:
     """Choose a cell's halo: the rows of other cells that its home rows list."""
     before, cell = NeighborLists(job.run, number - 1), number_of(part)
     first, last = _home_range(before.table, cell)
-    geometry = job.geometry.with_cells(job.run.summary(CELLS, TABLE))
+    geometry = job.geometry.with_cells(job.run.part_facts(CELLS, TABLE))
     max_halo = max(0, max_repair_rows(job.config, geometry) - (last - first))
     halo, left_out = repair.choose_halo(before.read_cell(cell, "indices"), first, max_halo)
     with job.run.part(AUDIT, part) as out:
@@ -97,7 +97,7 @@ def write_sent_rows(job: Job, part: str, number: int, wave: tuple[int, int]) -> 
     requests = read_received_ranges(store, AUDIT, f"requests-{number}", table.cells, cell)
     requests = requests[(requests[:, 0] >= wave[0]) & (requests[:, 0] < wave[1])]
     spans = [(part_name(f"halo-{number}", asker), "positions", low, high) for asker, low, high in requests.tolist()]
-    requested_rows = [positions - first for positions in store.read_each(AUDIT, spans)]
+    requested_rows = [positions - first for positions in store.read_many(AUDIT, spans)]
     rows = np.concatenate([np.empty(0, np.int32), *requested_rows], dtype=np.int32)
     indices, distances = (before.read_cell(cell, array) for array in ("indices", "distances"))
     x: Any
@@ -123,7 +123,7 @@ def read_compared_rows(job: Job, cell: int, table: CellTable, spans: list[tuple[
     first, last = _home_range(table, cell)
     read_home_rows(job, cell, table, x[: last - first])
     done = last - first
-    for sent_vectors in job.run.read_each(AUDIT, [(name, "vectors", a, b) for name, a, b in spans]):
+    for sent_vectors in job.run.read_many(AUDIT, [(name, "vectors", a, b) for name, a, b in spans]):
         x[done : done + len(sent_vectors)] = vectors.as_float32(sent_vectors)
         done += len(sent_vectors)
     return x
@@ -149,7 +149,7 @@ def offer_pairs(job: Job, part: str, number: int, should_compare_home_pairs: boo
     of_cell = read_received_ranges(store, AUDIT, index_kind, table.cells, cell)
     spans = [(part_name(sent_kind, home), low, high) for home, low, high in of_cell.tolist()]
     done = home_rows
-    for lists_sent in store.read_each(AUDIT, [(name, "lists", a, b) for name, a, b in spans]):
+    for lists_sent in store.read_many(AUDIT, [(name, "lists", a, b) for name, a, b in spans]):
         received = slice(done, done := done + len(lists_sent))
         indices, kth = repair.unbundle_lists(lists_sent, k)
         lists[received], kth_distances[received] = repair.to_local_rows(indices, first, home_rows, halo), kth[:, 0]
@@ -183,7 +183,7 @@ def merge_offers(job: Job, part: str, number: int) -> None:
     indices, distances = before.copy(), lists.read_cell(cell, "distances").copy()
     offered_rows = read_received_ranges(store, AUDIT, f"offer_index-{number}", lists.table.cells, cell).tolist()
     spans = [(part_name(f"offers-{number}", other), low, high) for other, low, high in offered_rows]
-    read = store.read_each(AUDIT, [(name, array, *ends) for name, *ends in spans for array in ("positions", "offers")])
+    read = store.read_many(AUDIT, [(name, array, *ends) for name, *ends in spans for array in ("positions", "offers")])
     for positions, offers in zip(read, read, strict=True):
         offered, lengths = repair.unbundle_lists(offers, k)
         neighbors.merge_lists(indices, distances, positions - first, offered, lengths, positions)
@@ -206,7 +206,7 @@ def repair_lists(context: Context, number: int, should_compare_home_pairs: bool)
     store, count = context.run, CellTable(context.run).cells
     merged, halo, offers = (part_names(f"{kind}-{number}", count) for kind in ("lists", "halo", "offers"))
     requests, offered = (range_names(f"{kind}-{number}", count) for kind in ("requests", "offer_index"))
-    if not {*merged, f"repair-{number}"} <= set(store.committed(AUDIT)):
+    if not {*merged, f"repair-{number}"} <= set(store.committed_parts(AUDIT)):
         context.compute(AUDIT, choose_halo, halo, number=number)
         context.compute(AUDIT, index_exchange, requests, kind=f"halo-{number}")
         for wave in halo_waves(context, sum_fact(store, AUDIT, halo, "rows")):
@@ -215,12 +215,12 @@ def repair_lists(context: Context, number: int, should_compare_home_pairs: bool)
         context.compute(AUDIT, merge_offers, merged, number=number)
         context.compute(AUDIT, sum_repair_facts, [f"repair-{number}"], number=number)
     discard_committed(store, {*halo, *requests, *offers, *offered})
-    return store.summary(AUDIT, f"repair-{number}")
+    return store.part_facts(AUDIT, f"repair-{number}")
 
 
 def discard_committed(store: Run, names: set[str]) -> None:
     """Discard those of some parts that are committed."""
-    store.delete_parts(AUDIT, sorted(names & set(store.committed(AUDIT))))
+    store.delete_parts(AUDIT, sorted(names & set(store.committed_parts(AUDIT))))
 
 
 def halo_waves(context: Context, sent_rows: int) -> list[tuple[int, int]]:
@@ -237,7 +237,7 @@ def compare_wave(
     """Compare pairs in a wave of cells, with the rows that other cells send, which are removed then."""
     store, count, (sent_kind, index_kind) = context.run, CellTable(context.run).cells, sent_kinds(number, wave)
     sent_names, index_names = part_names(sent_kind, count), range_names(index_kind, count)
-    if not set(offers) <= set(store.committed(AUDIT)):
+    if not set(offers) <= set(store.committed_parts(AUDIT)):
         context.compute(AUDIT, write_sent_rows, sent_names, number=number, wave=wave)
         context.compute(AUDIT, index_exchange, index_names, kind=sent_kind)
         context.compute(

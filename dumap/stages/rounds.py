@@ -90,7 +90,7 @@ def answer_requests(job: Job, part: str, bounds: list[int]) -> None:
     number, names = bounds.index(range_of(part)[0]), range_part_names(PACKED_EDGES, bounds)
     requests = read_received_ranges(job.run, LAYOUT, kind_for_ranges("requested", bounds), len(names), number)
     first = Graph(job.run).shards.offsets[bounds[number]]
-    read = job.run.read_each(LAYOUT, [(names[asker], "outside", low, high) for asker, low, high in requests.tolist()])
+    read = job.run.read_many(LAYOUT, [(names[asker], "outside", low, high) for asker, low, high in requests.tolist()])
     rows = np.concatenate([np.empty(0, np.int64), *read]).astype(np.int64) - first
     with job.run.part(LAYOUT, part) as out:
         out.write("rows", rows.astype(np.uint32))
@@ -187,7 +187,7 @@ class RoundInputs:
         if not self.pieces or not prepared.outside_ranges:
             return self.state.read_at(prepared.outside_positions)
         spans = [(self.pieces[sender], "sent", first, last) for sender, first, last in prepared.outside_ranges]
-        return np.concatenate(list(self.job.run.read_each(LAYOUT, spans)))
+        return np.concatenate(list(self.job.run.read_many(LAYOUT, spans)))
 
     def read_sorted_pools(self) -> list[np.ndarray]:
         """Return the pools of the round's epochs, as `sort_pool` returns them."""
@@ -197,7 +197,7 @@ class RoundInputs:
         coordinates = [
             np.empty((len(unique), self.job.config.layout.n_components), np.float32) for unique, _ in self.pools
         ]
-        for number, rows in enumerate(self.job.run.read_each(LAYOUT, [(p, "pool", 0, None) for p in self.pieces])):
+        for number, rows in enumerate(self.job.run.read_many(LAYOUT, [(p, "pool", 0, None) for p in self.pieces])):
             done = 0
             for out, cut in zip(coordinates, cuts, strict=True):
                 low, high = cut[number : number + 2].tolist()
@@ -270,12 +270,12 @@ def run_in_rounds(context: Context, graph: Graph, tasks: int) -> None:
             pieces = [checkpoints.piece_name(until, *shard_range) for shard_range in ranges]
             context.compute(LAYOUT, run_round, pieces, epoch=epoch, bounds=bounds, progress=(epoch, epochs))
             is_checkpoint_durable = is_durable(context.job, until) and all(
-                context.run.summary(LAYOUT, name)["durable"] for name in pieces
+                context.run.part_facts(LAYOUT, name)["durable"] for name in pieces
             )
             checkpoints.commit(until, pieces, graph.shards.offsets, is_checkpoint_durable)
     measure(checkpoints.latest())
     commit_end(context.job, checkpoints.latest())
-    made = context.run.committed(LAYOUT)
+    made = context.run.committed_parts(LAYOUT)
     context.run.delete_parts(LAYOUT, [part for part in made if kind_of(part) in PREPARED])
 
 
@@ -284,7 +284,7 @@ def prepare_ranges(context: Context, bounds: list[int], progress: tuple[float, f
     tasks = len(bounds) - 1
     packed, answers = (range_part_names(kind, bounds) for kind in (PACKED_EDGES, ANSWERS))
     requested, answered = (range_names(kind_for_ranges(kind, bounds), tasks) for kind in ("requested", "answered"))
-    others = set(context.run.committed(LAYOUT)) - {*packed, *answers, *requested, *answered}
+    others = set(context.run.committed_parts(LAYOUT)) - {*packed, *answers, *requested, *answered}
     context.run.delete_parts(LAYOUT, sorted(part for part in others if kind_of(part) in PREPARED))  # of other ranges
     context.compute(LAYOUT, pack_range, packed, bounds=bounds, progress=progress)
     context.compute(LAYOUT, index_requests, requested, bounds=bounds, progress=progress)

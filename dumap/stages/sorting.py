@@ -54,7 +54,7 @@ def cell_offsets(of_cells: np.ndarray, count: int) -> np.ndarray:
 def read_entry_counts(job: Job, group: int) -> np.ndarray:
     """Return how many entries a group's rows have, (n,) int; of sparse rows."""
     names = [(part_name("near", block), "entries", 0, None) for block in range(*job.geometry.blocks_of_group(group))]
-    return np.concatenate(list(job.run.read_each(CELLS, names)))
+    return np.concatenate(list(job.run.read_many(CELLS, names)))
 
 
 def sum_entries_by_cell(of_cells: np.ndarray, entries: np.ndarray, count: int) -> np.ndarray:
@@ -72,7 +72,7 @@ def find_cells(job: Job, group: int) -> tuple[np.ndarray, np.ndarray]:
     """
     leaf_cells, pieces = (job.run.read(CELLS, "packing", name) for name in ("cells", "pieces"))
     names = [(part_name("near", block), "near", 0, None) for block in range(*job.geometry.blocks_of_group(group))]
-    nearest = np.concatenate(list(job.run.read_each(CELLS, names)))
+    nearest = np.concatenate(list(job.run.read_many(CELLS, names)))
     (start, _), probes = job.geometry.rows_of_group(group), max_probes(job.geometry)
     joined = MAX_SPARSE_PROBES if job.geometry.is_sparse else JOINED_LEAVES
     return cells.choose_cells(
@@ -83,7 +83,7 @@ def find_cells(job: Job, group: int) -> tuple[np.ndarray, np.ndarray]:
 def find_admitting_cells(job: Job, group: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the result of `find_cells`, with -1 for each cell that does not admit the row."""
     row_cells, probes = find_cells(job, group)
-    if job.run.summary(CELLS, GUEST_LIMITS)["turned_away"]:
+    if job.run.part_facts(CELLS, GUEST_LIMITS)["turned_away"]:
         priorities, _ = cells.guest_priorities(row_cells, job.geometry.rows_of_group(group)[0], job.config.seed)
         row_cells = cells.admitted_cells(row_cells, priorities, job.run.read(CELLS, GUEST_LIMITS, "limits"))
     return row_cells, probes
@@ -139,10 +139,10 @@ def sort_home_rows(job: Job, part: str) -> None:
 
 def read_kth_squared(job: Job, group: int, home: np.ndarray, names: list[str]) -> np.ndarray:
     """Read the squared distance of the last neighbour that each of a group's rows found in its home cell, (n,)."""
-    ends = list(job.run.read_each(NEIGHBORS, [(name, "firsts", group, group + 2) for name in names]))
+    ends = list(job.run.read_many(NEIGHBORS, [(name, "firsts", group, group + 2) for name in names]))
     spans = [(name, "kth_squared", *bounds.tolist()) for name, bounds in zip(names, ends, strict=True)]
     kth, at_home = np.full(len(home), np.inf), np.argsort(home, kind="stable")[np.count_nonzero(home < 0) :]
-    kth[at_home] = np.concatenate(list(job.run.read_each(NEIGHBORS, spans)))
+    kth[at_home] = np.concatenate(list(job.run.read_many(NEIGHBORS, spans)))
     return kth
 
 

@@ -52,7 +52,7 @@ def run(context: Context) -> dict:
     """
     source, store = _spooled_source(context.job), context.run
     names = part_names(SPOOLED, source.parts)
-    if context.job.object_rows is None and not set(names) <= set(store.committed(SPOOL)):
+    if context.job.object_rows is None and not set(names) <= set(store.committed_parts(SPOOL)):
         raise InputError(
             f"{store.location}: its input, a {source.what}, was given by a program, and the run does not hold all of "
             f"its rows: call dumap.run again with the same data and this output"

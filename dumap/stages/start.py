@@ -106,13 +106,13 @@ def find_bounding_box(job: Job, part: str, pieces: list[str], facts: dict) -> No
 
     A coarse layout has the size of the map already, so its box is moved and not stretched.
     """
-    summaries = [job.run.summary(START, piece) for piece in pieces]
-    low = np.nanmin(np.array([summary["low"] for summary in summaries], float), axis=0)  # null if a part has no rows
-    high = np.nanmax(np.array([summary["high"] for summary in summaries], float), axis=0)
+    summaries = [job.run.part_facts(START, piece) for piece in pieces]
+    low = np.nanmin(np.array([facts["low"] for facts in summaries], float), axis=0)  # null if a part has no rows
+    high = np.nanmax(np.array([facts["high"] for facts in summaries], float), axis=0)
     if facts.get("coarse_epochs"):
         high = low + coarse.BOX_SIDE
     if "moments" in summaries[0]:
-        moments = np.concatenate([summary["moments"] for summary in summaries])
+        moments = np.concatenate([facts["moments"] for facts in summaries])
         facts = {**facts, "residual": start.eigenvector_residual(moments.sum(axis=0))}
     with job.run.part(START, part) as out:
         out.attributes |= {
@@ -124,7 +124,7 @@ def find_bounding_box(job: Job, part: str, pieces: list[str], facts: dict) -> No
 
 def write_coordinates(job: Job, shard: int, first: int, y: np.ndarray) -> None:
     """Write a shard's coordinates, stretched to the box."""
-    box = job.run.summary(START, BOX)
+    box = job.run.part_facts(START, BOX)
     with job.run.part(START, part_name("coordinates", shard)) as out:
         out.write(
             "y", start.stretch_to_box(y, np.array(box["low"]), np.array(box["high"]), job.config.layout_seed, first)
@@ -150,7 +150,7 @@ def run_spectral_start(context: Context, graph: Graph) -> None:
             pieces = [checkpoints.piece_name(number, *shard_range) for shard_range in ranges]
             context.compute(START, smooth_coordinates, pieces, passes=passes, progress=(number, steps))
             checkpoints.commit(number, pieces, graph.shards.offsets)
-    pieces, facts = checkpoints.pieces(SMOOTHING_PASSES), run.summary(START, COARSE)
+    pieces, facts = checkpoints.pieces(SMOOTHING_PASSES), run.part_facts(START, COARSE)
     context.compute(START, find_bounding_box, [BOX], pieces=pieces, facts=facts)
     context.compute(START, stretch_coordinates, part_names("coordinates", len(graph.shards)))
 
@@ -222,9 +222,9 @@ def collect_coordinates(job: Job, part: str) -> None:
     base = int(graph.shards.offsets[begin])
     y = np.empty((int(graph.shards.offsets[end]) - base, job.config.layout.n_components))
     names = part_names("span", len(block_ranges(job)))
-    bounds = [[summary["offsets"][bound] for bound in (begin, end)] for summary in job.run.summaries(START, names)]
+    bounds = [[facts["offsets"][bound] for bound in (begin, end)] for facts in job.run.facts_of_parts(START, names)]
     spans = [(name, low, high) for name, (low, high) in zip(names, bounds, strict=True) if high > low]
-    read = job.run.read_each(START, [(name, array, *ends) for name, *ends in spans for array in ("positions", "y")])
+    read = job.run.read_many(START, [(name, array, *ends) for name, *ends in spans for array in ("positions", "y")])
     for positions, values in zip(read, read, strict=True):
         y[positions - base] = values
     for shard in range(begin, end):
@@ -239,7 +239,7 @@ def run_placed_start(context: Context, graph: Graph) -> None:
     spans, facts = part_names("span", len(block_ranges(context.job))), {}
     if context.config.start.init == "pca":
         context.compute(START, find_axes, [AXES])
-        facts = context.run.summary(START, AXES)
+        facts = context.run.part_facts(START, AXES)
     context.compute(START, place_block_range, spans, progress=(0, 2))
     context.compute(START, find_bounding_box, [BOX], pieces=spans, facts=facts)
     ranges = pass_ranges(context, len(graph.shards))
@@ -268,11 +268,11 @@ def run(context: Context) -> dict:
     """Place every row; return the facts."""
     init, graph = context.config.start.init, Graph(context.run)
     final_parts = {BOX, *part_names("coordinates", len(graph.shards))}
-    if not final_parts <= set(context.run.committed(START)):
+    if not final_parts <= set(context.run.committed_parts(START)):
         starts = {"spectral": run_spectral_start, "random": run_random_start}
         starts.get(init, run_placed_start)(context, graph)
-    context.run.delete_parts(START, [part for part in context.run.committed(START) if part not in final_parts])
-    return {"init": init, **context.run.summary(START, BOX)["facts"]}
+    context.run.delete_parts(START, [part for part in context.run.committed_parts(START) if part not in final_parts])
+    return {"init": init, **context.run.part_facts(START, BOX)["facts"]}
 
 
 def steps_of(geometry: Geometry, init: str) -> tuple[Step, ...]:

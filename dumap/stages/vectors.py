@@ -241,7 +241,7 @@ def _check_finite(context: Context, blocks: list[str]) -> int:
     config, store = context.config, context.run
     nonfinite = sum_fact(store, VECTORS, blocks, "nonfinite")
     if nonfinite and config.input.nonfinite == "error":
-        first = [row for part in blocks for row in store.summary(VECTORS, part)["nonfinite_rows"]][:MAX_NAMED_ROWS]
+        first = [row for part in blocks for row in store.part_facts(VECTORS, part)["nonfinite_rows"]][:MAX_NAMED_ROWS]
         raise InputError(
             f"{config.input.name}: {nonfinite} of {context.geometry.rows} rows hold NaN or infinite values, first of "
             f"them rows {', '.join(map(str, first))}: mend them, or leave them out with --set input.nonfinite=drop"
@@ -258,7 +258,7 @@ def _check_finite(context: Context, blocks: list[str]) -> int:
 
 def _check_angles(context: Context, blocks: list[str]) -> None:
     """Refuse degrees where radians are meant."""
-    latitude, longitude = np.max([context.run.summary(VECTORS, part)["angles"] for part in blocks], axis=0)
+    latitude, longitude = np.max([context.run.part_facts(VECTORS, part)["angles"] for part in blocks], axis=0)
     if latitude > np.pi / 2 + ANGLE_TOLERANCE or longitude > 2 * np.pi + ANGLE_TOLERANCE:
         raise InputError(
             f"{context.config.input.name}: neighbors.metric = haversine takes latitude and longitude in radians, in "
@@ -303,7 +303,7 @@ def run(context: Context) -> dict:
         "zero": sum_fact(store, VECTORS, blocks, "zero"),
         "duplicates": duplicates,
         "distinct": distinct,
-        "greatest_multiplicity": max(store.summary(VECTORS, part)["greatest"] for part in parts),
+        "greatest_multiplicity": max(store.part_facts(VECTORS, part)["greatest"] for part in parts),
         "duplicates_left_out": duplicates if config.input.unique else 0,
         "fingerprint": format_fingerprint(sum_fact(store, VECTORS, blocks, "fingerprint")),
     }

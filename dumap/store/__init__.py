@@ -21,10 +21,10 @@ from dumap.store.manifests import DONE, IDENTITY, INHERITED, INSIDE, LOCKS, MANI
 from dumap.store.new_store import NewStore
 from dumap.store.objects import (
     bucket_errors,
+    check_writable,
     describe_error,
     limit_zarr_requests,
     limit_zarr_threads,
-    probe,
     probe_key,
     stamps,
 )
@@ -66,6 +66,7 @@ __all__ = [
     "array_location",
     "bfloat16_to_float32",
     "bucket_errors",
+    "check_writable",
     "decoded_rows",
     "delete_tree",
     "describe_error",
@@ -83,7 +84,6 @@ __all__ = [
     "limit_zarr_threads",
     "manifest_key",
     "open_named_array",
-    "probe",
     "probe_key",
     "publish",
     "read_array",

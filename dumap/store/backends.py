@@ -42,7 +42,7 @@ class Backend(Protocol):
     def get(self, key: str, max_bytes: int | None) -> bytes | None:
         """Return an object's bytes; None if it does not exist or has more than `max_bytes` bytes."""
 
-    def open_span(self, key: str, start: int, stop: int, size: int) -> ByteStream:
+    def open_range(self, key: str, start: int, stop: int, size: int) -> ByteStream:
         """Open bytes [start, stop) of an object of `size` bytes; raise EOFError if a file has another size."""
 
     def size(self, key: str) -> int:
@@ -79,7 +79,7 @@ class Folder:
         """See `Backend`."""
         return disk.read(self.root, key, max_bytes)
 
-    def open_span(self, key: str, start: int, stop: int, size: int) -> ByteStream:
+    def open_range(self, key: str, start: int, stop: int, size: int) -> ByteStream:
         """See `Backend`."""
         return disk.open_at(self.root, key, start, size)
 
@@ -131,7 +131,7 @@ class Bucket:
             return None
         return None if max_bytes is not None and response.meta["size"] > max_bytes else response.bytes().to_bytes()
 
-    def open_span(self, key: str, start: int, stop: int, size: int) -> ByteStream:
+    def open_range(self, key: str, start: int, stop: int, size: int) -> ByteStream:
         """See `Backend`."""
         return io.BytesIO(self._obstore.get_range(self.bucket, key, start=start, end=stop).to_bytes())
 
@@ -203,7 +203,7 @@ class ZipArchive:
                 return None
             return None if max_bytes is not None and info.file_size > max_bytes else file.read(info)
 
-    def open_span(self, key: str, start: int, stop: int, size: int) -> ByteStream:
+    def open_range(self, key: str, start: int, stop: int, size: int) -> ByteStream:
         """See `Backend`."""
         data = self.get(key, size)
         if data is None:

@@ -47,7 +47,7 @@ class Checkpoints:
 
     def numbers(self) -> list[int]:
         """List the numbers of the committed checkpoints."""
-        names = self.run.committed(self.stage)
+        names = self.run.committed_parts(self.stage)
         return [int(name.split("-")[1]) for name in names if name.startswith(f"{CHECKPOINT}-")]
 
     def latest(self, max_number: int | None = None) -> int:
@@ -56,7 +56,7 @@ class Checkpoints:
 
     def pieces(self, number: int) -> list[str]:
         """List the pieces of a committed checkpoint, in the order of their rows."""
-        return self.run.summary(self.stage, self.name(number))["pieces"]
+        return self.run.part_facts(self.stage, self.name(number))["pieces"]
 
     def piece_of(self, number: int, shard: int) -> str:
         """Return the piece of a committed checkpoint that holds a shard."""
@@ -68,9 +68,9 @@ class Checkpoints:
 
     def read(self, number: int, array: str, start: int, stop: int) -> np.ndarray:
         """Read rows [start, stop) of a committed checkpoint."""
-        summary = self.run.summary(self.stage, self.name(number))
-        offsets = np.array(summary["offsets"])
-        return self.run.read_span(self.stage, summary["pieces"], offsets, array, start, stop)
+        facts = self.run.part_facts(self.stage, self.name(number))
+        offsets = np.array(facts["offsets"])
+        return self.run.read_from_parts(self.stage, facts["pieces"], offsets, array, start, stop)
 
     def commit(self, number: int, names: list[str], offsets: np.ndarray, durable: bool = True, **facts: Any) -> None:
         """Commit a checkpoint and remove the checkpoints before it: see also `background_removal`.
@@ -141,21 +141,21 @@ class Checkpoints:
             kept_pieces |= set(self.pieces(last))
         names = [self.name(n) for n in earlier_numbers]
         self.run.delete_parts(self.stage, names)
-        pieces = [name for name in self.run.committed(self.stage) if name.startswith(f"{self.piece}-")]
+        pieces = [name for name in self.run.committed_parts(self.stage) if name.startswith(f"{self.piece}-")]
         superseded = [n for n in pieces if self.parse_piece_name(n)[0] <= number and n not in kept_pieces]
         self.run.delete_parts(self.stage, superseded)
         return names + superseded
 
     def _is_durable(self, number: int) -> bool:
         """Return whether a checkpoint was written durably."""
-        return self.run.summary(self.stage, self.name(number))["durable"]
+        return self.run.part_facts(self.stage, self.name(number))["durable"]
 
     def uncommit_broken(self) -> None:
         """Uncommit the checkpoints with a piece that is no longer committed."""
-        names = set(self.run.committed(self.stage))
+        names = set(self.run.committed_parts(self.stage))
         for number in self.numbers():
             if not set(self.pieces(number)) <= names:
-                self.run.forget(self.stage, self.name(number))
+                self.run.uncommit(self.stage, self.name(number))
 
 
 class _Removal:

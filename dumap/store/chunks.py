@@ -13,7 +13,7 @@ import numpy as np
 import zarr
 
 from dumap.errors import InputError, StorageError
-from dumap.store.objects import names_below
+from dumap.store.objects import list_names_below
 
 MAX_LISTED = 5
 """The most chunks, and ranges of rows, that a message names."""
@@ -116,7 +116,7 @@ def _list_missing_chunks(location: str, array: zarr.Array) -> MissingChunks:
                 misplaced.append((number, name))
         return present_chunks, misplaced
 
-    present_numbers, misplaced = names_below(location, array.path, len(chunk_grid) + 1, collect_chunks)
+    present_numbers, misplaced = list_names_below(location, array.path, len(chunk_grid) + 1, collect_chunks)
     present_chunks, chunk_count = np.unique(np.frombuffer(present_numbers, np.int64)), math.prod(chunk_grid)
     if len(present_chunks) == chunk_count:
         return MissingChunks(0, chunk_count, 0)

@@ -83,9 +83,9 @@ class CommittedParts(Objects):
 
     # other runs --------------------------------------------------------------------------------
 
-    def owner(self, stage: str) -> CommittedParts:
+    def owning_run(self, stage: str) -> CommittedParts:
         """Return the run that holds a stage's parts: this run, or the run that it inherits the stage from."""
-        inherited_location = self.origin(stage)
+        inherited_location = self.inherited_location(stage)
         if inherited_location is None:
             return self
         if inherited_location not in self._parent_runs:
@@ -98,7 +98,7 @@ class CommittedParts(Objects):
         """Return the same run with caches of its own, for another thread."""
         return type(self)(self.location, self.read_only, self.term, self.token, self.inherited, self.child)
 
-    def origin(self, stage: str) -> str | None:
+    def inherited_location(self, stage: str) -> str | None:
         """Return the location of the run that holds an inherited stage; None if the stage is not inherited."""
         if self.inherited is not None or stage in (DONE, IDENTITY):
             return (self.inherited or {}).get(stage)
@@ -131,66 +131,68 @@ class CommittedParts(Objects):
             return
         if self.size(lock_key(self.term + 1)) >= 0:
             raise LockError(f"{self.location}: another driver took this run over; nothing more was written by this one")
-        if self.token is not None and self.holder(self.term).get("token") != self.token:
+        if self.token is not None and self.read_holder(self.term).get("token") != self.token:
             raise LockError(
                 f"{self.location}: this driver's lock {lock_key(self.term)} was removed or is another's; nothing more "
                 f"was written by this one"
             )
 
-    def lock(self, term: int) -> dict[str, Any] | None:
+    def read_lock(self, term: int) -> dict[str, Any] | None:
         """Read the lock of a term; None if it is missing or damaged."""
         return unseal(self.get(lock_key(term), MAX_LOCK_BYTES) or b"")
 
-    def holder(self, term: int) -> dict[str, Any]:
+    def read_holder(self, term: int) -> dict[str, Any]:
         """Return the description of a term's holder; empty if the lock is missing or damaged."""
-        holder = (self.lock(term) or {}).get("holder")
+        holder = (self.read_lock(term) or {}).get("holder")
         return holder if isinstance(holder, dict) else {}
 
-    def terms(self) -> list[int]:
+    def list_terms(self) -> list[int]:
         """List the terms that have a lock, in order."""
-        names = [name.removesuffix(".json") for name in self.names_below(LOCKS)]
+        names = [name.removesuffix(".json") for name in self.list_names(LOCKS)]
         return sorted(int(name) for name in names if re.fullmatch("[0-9]{8,}", name))
 
-    def committed(self, stage: str) -> list[str]:
+    def committed_parts(self, stage: str) -> list[str]:
         """List a stage's committed parts."""
-        names = self.owner(stage).names_below(f"{MANIFESTS}/{stage}")
+        names = self.owning_run(stage).list_names(f"{MANIFESTS}/{stage}")
         return [name.removesuffix(".json") for name in names if re.fullmatch(rf"{PART_NAME_PATTERN}\.json", name)]
 
     def is_committed(self, stage: str, name: str) -> bool:
         """Return whether a part is committed."""
-        return self.owner(stage).size(manifest_key(stage, name)) >= 0
+        return self.owning_run(stage).size(manifest_key(stage, name)) >= 0
 
     def manifest(self, stage: str, name: str) -> Manifest:
         """Read and check a committed part's manifest."""
-        if (owning_run := self.owner(stage)) is not self:
+        if (owning_run := self.owning_run(stage)) is not self:
             return owning_run.manifest(stage, name)
         if (stage, name) not in self._manifests:
             key = manifest_key(stage, name)
             manifest = unseal(self.get(key, MAX_MANIFEST_BYTES) or b"")
             if manifest is None or not is_valid_manifest(manifest):
-                raise self.damage(stage, name, key)
+                raise self.damage_error(stage, name, key)
             self._manifests[stage, name] = manifest
         return self._manifests[stage, name]
 
-    def summary(self, stage: str, name: str) -> dict[str, Any]:
+    def part_facts(self, stage: str, name: str) -> dict[str, Any]:
         """Return the facts in a part's manifest."""
         return self.manifest(stage, name)["attributes"]
 
-    def summaries(self, stage: str, names: Iterable[str]) -> Iterator[dict[str, Any]]:
+    def facts_of_parts(self, stage: str, names: Iterable[str]) -> Iterator[dict[str, Any]]:
         """Yield the facts of parts, in order."""
-        return call_concurrently((partial(self.summary, stage, name) for name in names), self._concurrent_reads(stage))
+        return call_concurrently(
+            (partial(self.part_facts, stage, name) for name in names), self._concurrent_reads(stage)
+        )
 
     def _concurrent_reads(self, stage: str) -> int:
         """Return the number of reads of a stage's parts to make at once."""
-        return 1 if self.owner(stage).is_local else MAX_CONCURRENT_READS
+        return 1 if self.owning_run(stage).is_local else MAX_CONCURRENT_READS
 
-    def discard(self, stage: str, name: str) -> None:
+    def delete_part(self, stage: str, name: str) -> None:
         """Remove a part: its manifest first, then its objects."""
         self.delete_parts(stage, [name])
 
     def delete_parts(self, stage: str, names: Sequence[str]) -> None:
         """Remove parts: their manifests first, then their objects, all at once."""
-        deque(self.summaries(stage, names), maxlen=0)  # reads the manifests, several at a time
+        deque(self.facts_of_parts(stage, names), maxlen=0)  # reads the manifests, several at a time
         objects = [key for name in names for key in self.part_object_keys(stage, name)]
         self.uncommit_parts(stage, names)
         self.delete_keys(objects)
@@ -212,7 +214,7 @@ class CommittedParts(Objects):
         """Return whether a committed part was dropped."""
         return "dropped" in self.manifest(stage, name)
 
-    def drop(self, stage: str, names: Sequence[str]) -> int:
+    def drop_parts(self, stage: str, names: Sequence[str]) -> int:
         """Delete the objects of parts, but not their manifests; return the bytes that were freed.
 
         The manifests are rewritten durably, to name the deleted objects under `dropped`, before any object is deleted.
@@ -240,17 +242,17 @@ class CommittedParts(Objects):
         """Delete the objects of dropped parts that still exist because an earlier driver ended halfway."""
         self._check_term()
         keys = []
-        for name in self.committed(stage):
+        for name in self.committed_parts(stage):
             keys += self._array_keys(stage, name, self.manifest(stage, name).get("dropped", {}))
         self.delete_keys(keys)
 
     def leftovers_of_drops(self, stage: str) -> set[str]:
         """Return the names of the objects of dropped parts that still exist because a driver ended halfway."""
-        existing = set(self.names_below(f"{PARTS}/{stage}"))
-        dropped = (self.manifest(stage, name).get("dropped", {}) for name in self.committed(stage))
+        existing = set(self.list_names(f"{PARTS}/{stage}"))
+        dropped = (self.manifest(stage, name).get("dropped", {}) for name in self.committed_parts(stage))
         return existing & {key.rpartition("/")[2] for keys in dropped for key in keys}
 
-    def forget(self, stage: str, name: str) -> None:
+    def uncommit(self, stage: str, name: str) -> None:
         """Remove a part's manifest, damaged or not, but not its objects. The part is then no longer committed."""
         self.uncommit_parts(stage, [name])
 
@@ -283,13 +285,13 @@ class CommittedParts(Objects):
         """Fail unless the objects that a part wrote below a path exist and have the sizes in its manifest."""
         for key, (size, _) in self.manifest(stage, name)["objects"].items():
             if key.startswith(f"{below}/") and self.size(key) != size:
-                raise self.damage(stage, name, key)
+                raise self.damage_error(stage, name, key)
 
     def is_whole(self, key: str, size: int, known: str) -> bool:
         """Return whether an object exists and has a size and a digest."""
         return self.digest(key, size) == known
 
-    def damage(self, stage: str, name: str, what: str) -> StorageError:
+    def damage_error(self, stage: str, name: str, what: str) -> StorageError:
         """Return the error about a damaged part.
 
         It is a `DamageError`, after which the driver makes the part again, unless the run is read for a child.
@@ -317,7 +319,7 @@ class CommittedParts(Objects):
         out: np.ndarray | None = None,
     ) -> np.ndarray:
         """Read rows [start, stop) of a committed array, into `out` if given; fail if they are missing or damaged."""
-        if (owning_run := self.owner(stage)) is not self:
+        if (owning_run := self.owning_run(stage)) is not self:
             return owning_run.read(stage, name, array, start, stop, out)
         pieces = self._array_pieces(stage, name, array)
         offsets = [0, *accumulate(stored.shape[0] for *_, stored in pieces)]
@@ -325,7 +327,7 @@ class CommittedParts(Objects):
         if out is None:
             out = np.empty((max(0, stop - start), *pieces[0][2].shape[1:]), pieces[0][2].dtype)
         elif len(out) != max(0, stop - start):
-            raise self.damage(stage, name, array)
+            raise self.damage_error(stage, name, array)
         for piece, first, last in zip(pieces, offsets[:-1], offsets[1:], strict=True):
             low, high = max(start, first), min(stop, last)
             if low < high:
@@ -341,30 +343,30 @@ class CommittedParts(Objects):
         size = self.manifest(stage, name)["objects"][key][0]
 
         def fill() -> None:
-            with contextlib.closing(self.open_span(key, offset + first, offset + last, size)) as source:
+            with contextlib.closing(self.open_range(key, offset + first, offset + last, size)) as source:
                 stored.read(source, start, stop, out)
 
         try:
-            self.attempt(key, fill)
+            self.call_with_retries(key, fill)
         except (FileNotFoundError, EOFError, ChecksumError) as error:
-            raise self.damage(stage, name, key) from error
+            raise self.damage_error(stage, name, key) from error
         except StorageError as error:
             if self.size(key) not in (-1, size):  # buckets raise an error for a range after the end of an object
-                raise self.damage(stage, name, key) from error
+                raise self.damage_error(stage, name, key) from error
             raise
 
-    def read_each(self, stage: str, requests: Iterable[tuple[str, str, int, int | None]]) -> Iterator[np.ndarray]:
+    def read_many(self, stage: str, requests: Iterable[tuple[str, str, int, int | None]]) -> Iterator[np.ndarray]:
         """Yield rows of arrays, in order. A request is a part, an array, and the rows [start, stop)."""
         return call_concurrently(
             (partial(self.read, stage, *request) for request in requests), self._concurrent_reads(stage)
         )
 
-    def read_span(
+    def read_from_parts(
         self, stage: str, names: Sequence[str], offsets: np.ndarray, array: str, start: int, stop: int
     ) -> np.ndarray:
         """Read rows [start, stop) of an array that consecutive parts hold. The rows of part p begin at offsets[p]."""
-        if (owning_run := self.owner(stage)) is not self:
-            return owning_run.read_span(stage, names, offsets, array, start, stop)
+        if (owning_run := self.owning_run(stage)) is not self:
+            return owning_run.read_from_parts(stage, names, offsets, array, start, stop)
         spans = []
         begin = int(np.searchsorted(offsets, start, side="right")) - 1
         for p in range(max(begin, 0), len(names)):

@@ -284,7 +284,7 @@ def remove(root: str, key: str) -> None:
         path.rmdir()
 
 
-def prune(root: str, folders: Iterable[str]) -> None:
+def delete_empty_folders(root: str, folders: Iterable[str]) -> None:
     """Remove the empty folders among some folders below a root, and the folders above them that become empty."""
     remaining = {Path(folder) for folder in folders if folder}
     while remaining:

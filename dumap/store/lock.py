@@ -85,7 +85,7 @@ def holder_name(holder: dict[str, Any]) -> str:
 
 def last_progress(run: Run) -> dict[str, Any]:
     """Return the progress that a run's last driver wrote: 'stage', 'done' and 'total'; empty if it wrote none."""
-    lock = run.lock(max(run.terms(), default=0)) or {}
+    lock = run.read_lock(max(run.list_terms(), default=0)) or {}
     return {name: lock[name] for name in PROGRESS_KEYS} if all(name in lock for name in PROGRESS_KEYS) else {}
 
 
@@ -98,8 +98,8 @@ def driver_status(run: Run) -> dict[str, Any] | None:
         'process'; 'machine'; 'seconds', the time since the last renewal by this machine's clock; and 'alive', whether
         this time is below `LEASE_SECONDS`.
     """
-    last_term = max(run.terms(), default=0)
-    document, holder = run.lock(last_term) or {}, run.holder(last_term)
+    last_term = max(run.list_terms(), default=0)
+    document, holder = run.read_lock(last_term) or {}, run.read_holder(last_term)
     if not document or document.get("released") or has_ended(holder):
         return None
     renewed = document.get("time")
@@ -130,9 +130,9 @@ def wait_for_driver_end(run: Run, term: int, log: Callable[[str], None], next_ac
         The driver renews its lock.
     """
     started_at, has_logged = time.monotonic(), False
-    first_document = run.lock(term)
+    first_document = run.read_lock(term)
     while True:
-        document, holder = run.lock(term), run.holder(term)
+        document, holder = run.read_lock(term), run.read_holder(term)
         if (document or {}).get("released") or has_ended(holder) or run.size(lock_key(term)) < 0:
             return
         name = holder_name(holder)
@@ -174,7 +174,7 @@ class Lock:
 
     def __enter__(self) -> Lock:
         while True:
-            last_term = max([0, *self.run.terms()])
+            last_term = max([0, *self.run.list_terms()])
             if last_term:
                 wait_for_driver_end(self.run, last_term, self.note)
             holder = describe_this_process()
@@ -185,13 +185,13 @@ class Lock:
         self._renewal_thread.start()
         return self
 
-    def at(self, stage: str, done: float, total: float) -> None:
+    def set_progress(self, stage: str, done: float, total: float) -> None:
         """Set the progress that the next renewals write."""
         self._progress = dict(zip(PROGRESS_KEYS, (stage, round(done, 3), total), strict=True))
 
     def _renew_once(self, **changes: Any) -> bool:
         """Renew the lock; return False, and write nothing, if the lock was removed or replaced."""
-        if self.run.holder(self.document["term"]).get("token") != self.document["holder"]["token"]:
+        if self.run.read_holder(self.document["term"]).get("token") != self.document["holder"]["token"]:
             return False
         self.document |= {**changes, **self._progress, "time": time.time()}
         self.run.put(lock_key(self.document["term"]), seal(self.document))

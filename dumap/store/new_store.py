@@ -119,7 +119,7 @@ class NewStore:
             delete_leftovers(Path(self.path))
             self._objects.put(WRITER_FILE, json.dumps(describe_this_process()).encode())
         self._store = _DeferredMetadataStore(self._objects.store)
-        self._group = self._objects.attempt("", lambda: zarr.create_group(self._store))
+        self._group = self._objects.call_with_retries("", lambda: zarr.create_group(self._store))
         return self
 
     @property
@@ -163,7 +163,7 @@ class NewStore:
                 array.resize((self.rows, *array.shape[1:]))
                 array[first : self.rows] = rows
 
-            self._objects.attempt(name, write)
+            self._objects.call_with_retries(name, write)
         self._buffered_rows = 0
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
@@ -174,7 +174,7 @@ class NewStore:
                 for key in sorted(self._store.held, key=lambda key: (-key.count("/"), key)):  # the group's come last
                     self._objects.put(key, self._store.held[key].to_bytes())
                 if not self._is_remote:
-                    self._objects.attempt("", lambda: os.rename(self._location, self.path))
+                    self._objects.call_with_retries("", lambda: os.rename(self._location, self.path))
                     os.remove(os.path.join(self.path, WRITER_FILE))
         finally:
             if not self._is_remote:

@@ -124,7 +124,7 @@ class Objects:
             return ObjectStore(self.backend.bucket, read_only=self.read_only)
         return open_store(self.location, self.read_only)
 
-    def attempt(self, key: str, action: Callable[[], T]) -> T:
+    def call_with_retries(self, key: str, action: Callable[[], T]) -> T:
         """Call an action on an object, and again if a request to a bucket failed for a passing cause.
 
         An action must have the same result when it is done twice.
@@ -145,24 +145,24 @@ class Objects:
 
     def get(self, key: str, max_bytes: int | None = None) -> bytes | None:
         """Return an object's bytes; None if it does not exist or has more than `max_bytes` bytes."""
-        return self.attempt(key, lambda: self.backend.get(key, max_bytes))
+        return self.call_with_retries(key, lambda: self.backend.get(key, max_bytes))
 
     def digest(self, key: str, size: int) -> str | None:
         """Return the digest of an object, read piece by piece; None if it does not exist or has another size."""
         if self.is_local:
-            sha256 = self.attempt(key, lambda: disk.digest(self.location, key, size))
+            sha256 = self.call_with_retries(key, lambda: disk.digest(self.location, key, size))
             return None if sha256 is None else _shorten_digest(sha256)
         if self.size(key) != size:
             return None
         hasher = hashlib.sha256()
         for start in range(0, size, DIGEST_PIECE_BYTES):
             try:
-                hasher.update(self.open_span(key, start, min(start + DIGEST_PIECE_BYTES, size), size).read() or b"")
+                hasher.update(self.open_range(key, start, min(start + DIGEST_PIECE_BYTES, size), size).read() or b"")
             except FileNotFoundError:
                 return None
         return _shorten_digest(hasher.hexdigest())
 
-    def open_span(self, key: str, start: int, stop: int, size: int) -> ByteStream:
+    def open_range(self, key: str, start: int, stop: int, size: int) -> ByteStream:
         """Open bytes [start, stop) of an object of `size` bytes. An object of a bucket may have fewer bytes.
 
         Raises
@@ -172,7 +172,7 @@ class Objects:
         EOFError
             The object is a file of another size.
         """
-        return self.attempt(key, lambda: self.backend.open_span(key, start, stop, size))
+        return self.call_with_retries(key, lambda: self.backend.open_range(key, start, stop, size))
 
     def put(self, key: str, data: bytes) -> None:
         """Write a whole object durably, replacing any object of the key."""
@@ -184,7 +184,7 @@ class Objects:
 
         A durable file survives a power cut once its folder is flushed.
         """
-        self.attempt(key, lambda: self.backend.put(key, data, durable))
+        self.call_with_retries(key, lambda: self.backend.put(key, data, durable))
         return len(data), digest(data)
 
     def put_new(self, key: str, data: bytes, durable: bool = True) -> bool:
@@ -192,7 +192,7 @@ class Objects:
 
         If the response to a request is lost, the next try finds its own bytes and returns True.
         """
-        return self.attempt(key, lambda: self.backend.create(key, data, durable))
+        return self.call_with_retries(key, lambda: self.backend.create(key, data, durable))
 
     def delete(self, key: str) -> None:
         """Remove an object, but no file behind a link."""
@@ -201,13 +201,13 @@ class Objects:
     def delete_keys(self, keys: Sequence[str]) -> None:
         """Remove objects, but no files behind links."""
         if keys:
-            self.attempt(keys[0], lambda: self.backend.remove(keys))
+            self.call_with_retries(keys[0], lambda: self.backend.remove(keys))
 
     def size(self, key: str) -> int:
         """Return an object's size in bytes, -1 if it does not exist."""
-        return self.attempt(key, lambda: self.backend.size(key))
+        return self.call_with_retries(key, lambda: self.backend.size(key))
 
-    def names_below(self, folder: str) -> list[str]:
+    def list_names(self, folder: str) -> list[str]:
         """List the names of the objects directly in a folder."""
         return self._visible_names(folder, 0)
 
@@ -217,16 +217,16 @@ class Objects:
 
     def _visible_names(self, folder: str, kind: int) -> list[str]:
         """List the names that are not hidden: of objects (kind 0) or folders (kind 1)."""
-        names = self.attempt(folder, lambda: self.backend.names_in(folder))[kind]
+        names = self.call_with_retries(folder, lambda: self.backend.names_in(folder))[kind]
         return sorted(name for name in names if not name.startswith("."))
 
     def keys(self, folder: str = "") -> list[str]:
         """List the keys of all objects below a folder, also of hidden files and of links to folders."""
-        return sorted(self.attempt(folder, lambda: list(self.iterate_keys(folder))))
+        return sorted(self.call_with_retries(folder, lambda: list(self.iterate_keys(folder))))
 
     def has_objects(self) -> bool:
         """Return whether any object exists."""
-        return self.attempt("", lambda: next(iter(self.iterate_keys()), None) is not None)
+        return self.call_with_retries("", lambda: next(iter(self.iterate_keys()), None) is not None)
 
     def iterate_keys(self, folder: str = "") -> Iterator[str]:
         """Yield the keys of all objects below a folder, in any order."""
@@ -235,7 +235,7 @@ class Objects:
     def flush_folders(self, keys: Iterable[str]) -> None:
         """Flush the folders of objects to the disk, if the objects are files."""
         if self.is_local:
-            self.attempt("", lambda: disk.flush_folders(self.location, keys))
+            self.call_with_retries("", lambda: disk.flush_folders(self.location, keys))
 
 
 class ObjectWriter:
@@ -254,7 +254,9 @@ class ObjectWriter:
 
     def __init__(self, objects: Objects, key: str) -> None:
         self.objects, self.key, self.size, self._hasher = objects, key, 0, hashlib.sha256()
-        self._file = objects.attempt(key, lambda: disk.FileWriter(objects.location, key)) if objects.is_local else None
+        self._file = (
+            objects.call_with_retries(key, lambda: disk.FileWriter(objects.location, key)) if objects.is_local else None
+        )
         self._buffer = io.BytesIO()
 
     def add(self, pieces: Iterable[bytes | memoryview]) -> None:
@@ -266,12 +268,12 @@ class ObjectWriter:
                 self._hasher.update(piece)
                 self.size += len(piece)
 
-        self.objects.attempt(self.key, write_pieces)
+        self.objects.call_with_retries(self.key, write_pieces)
 
     def keep(self, durable: bool = True) -> tuple[int, str]:
         """Finish the object; return its size and its digest. A file is durable once its folder is flushed."""
         try:
-            self.objects.attempt(self.key, lambda: self._finish_object(durable))
+            self.objects.call_with_retries(self.key, lambda: self._finish_object(durable))
         except BaseException:
             self.discard()
             raise
@@ -293,10 +295,10 @@ class ObjectWriter:
 def stamps(location: str, folder: str) -> Iterator[str]:
     """Yield a text of name, size and time (or tag) for each object below a folder."""
     objects = Objects(location, read_only=True)
-    yield from objects.attempt(folder, lambda: list(objects.backend.stamps(folder)))
+    yield from objects.call_with_retries(folder, lambda: list(objects.backend.stamps(folder)))
 
 
-def names_below(location: str, folder: str, depth: int, consume: Callable[[Iterable[str]], T]) -> T:
+def list_names_below(location: str, folder: str, depth: int, consume: Callable[[Iterable[str]], T]) -> T:
     """Return `consume(names)` for an iterator of the names of the objects below a folder, relative to it.
 
     Parameters
@@ -309,8 +311,10 @@ def names_below(location: str, folder: str, depth: int, consume: Callable[[Itera
     """
     objects, prefix = Objects(location, read_only=True), f"{folder}/" if folder else ""
     if objects.is_local:
-        return objects.attempt(folder, lambda: consume(disk.names(objects.location, folder, depth)))
-    return objects.attempt(folder, lambda: consume(key.removeprefix(prefix) for key in objects.iterate_keys(folder)))
+        return objects.call_with_retries(folder, lambda: consume(disk.names(objects.location, folder, depth)))
+    return objects.call_with_retries(
+        folder, lambda: consume(key.removeprefix(prefix) for key in objects.iterate_keys(folder))
+    )
 
 
 def is_disk_full(error: BaseException | None) -> bool:
@@ -327,7 +331,7 @@ def probe_key() -> str:
     return f"{LOCKS}/probe-{os.urandom(8).hex()}"
 
 
-def probe(location: str) -> None:
+def check_writable(location: str) -> None:
     """Fail unless a location can be written to and refuses to create an object twice.
 
     Raises

@@ -89,7 +89,7 @@ class Part:
 
     def write_rows(self, name: str, first: int, values: np.ndarray) -> None:
         """Write rows from `first` on to one of the run's final arrays; the rows are whole chunks."""
-        array = self.run.final(name)
+        array = self.run.open_final(name)
         chunk = array.chunks[0]
         if first % chunk or (len(values) % chunk and first + len(values) != array.shape[0]):
             raise ValueError(f"rows {first}+{len(values)} of {name} are not whole chunks of {chunk}")

@@ -98,7 +98,7 @@ def publish(work: str, output: str, run_keys: RunKeys) -> int:
                 copied_bytes += _copy_object(source, target, key)
     for key in sorted(source.keys(ROW_NAMES), key=lambda key: key.endswith("zarr.json")):
         copied_bytes += _copy_object(source, target, key)
-    required = {**_own_group_metadata(source), metadata.CONSOLIDATED: metadata.consolidate(target.nodes())}
+    required = {**_own_group_metadata(source), metadata.CONSOLIDATED: metadata.consolidate(target.read_nodes())}
     return copied_bytes + _write_own_entries(target, "zarr.json", required)
 
 
@@ -107,7 +107,7 @@ def find_damaged_copies(work: str, output: str) -> Iterator[str]:
     source, target = Run(work, read_only=True), Objects(output, read_only=True)
     if target.size("zarr.json") < 0:
         return
-    for part in source.committed("embedding"):
+    for part in source.committed_parts("embedding"):
         for key, (size, known) in source.manifest("embedding", part)["objects"].items():
             if key.startswith(tuple(f"{name}/" for name in FINAL_ARRAYS)) and target.digest(key, size) != known:
                 yield key
@@ -137,7 +137,7 @@ def _own_group_metadata(source: Run) -> metadata.Document:
 
 def _final_array_metadata(source: Run, key: str) -> metadata.Document:
     """Return the metadata that dumap wrote for a final array."""
-    document: metadata.Document = source.summary(IDENTITY, "results")[WRITTEN_METADATA][key]
+    document: metadata.Document = source.part_facts(IDENTITY, "results")[WRITTEN_METADATA][key]
     return document
 
 

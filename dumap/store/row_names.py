@@ -118,7 +118,7 @@ def _open_names(run: Run) -> zarr.Array | None:
     """Open a run's array of names, whole or not; None if it does not exist."""
     if run.size(f"{ROW_NAMES}/zarr.json") < 0:
         return None
-    return run.attempt(ROW_NAMES, lambda: zarr.open_array(run.store, path=ROW_NAMES, mode="r"))
+    return run.call_with_retries(ROW_NAMES, lambda: zarr.open_array(run.store, path=ROW_NAMES, mode="r"))
 
 
 def write_row_names(run: Run, rows: int, is_text: bool, blocks: Iterable[np.ndarray]) -> None:

@@ -75,7 +75,7 @@ class Run(CommittedParts):
         if not self.is_committed(IDENTITY, "run"):
             with self.part(IDENTITY, "run") as out:
                 out.attributes |= _check_attribute_names({"format": FORMAT, **attributes})
-        self.renew()
+        self.update_metadata()
 
     def make_folders(self, run_keys: RunKeys) -> None:
         """Make dumap's folders on a local disk, durably, so that commits need not make them."""
@@ -87,16 +87,16 @@ class Run(CommittedParts):
                 disk.make_folders(self.location, folder)
             disk.flush_folders(self.location, run_keys.internal_folders())
 
-        self.attempt(INSIDE, make_run_folders)
+        self.call_with_retries(INSIDE, make_run_folders)
 
     def describe(self, fingerprints: dict[str, Any]) -> None:
         """Add the input's fingerprints to the group's attributes."""
         if not self.is_committed(IDENTITY, "input"):
             with self.part(IDENTITY, "input") as out:
                 out.attributes |= _check_attribute_names(fingerprints)
-            self.renew()
+            self.update_metadata()
 
-    def renew(self) -> None:
+    def update_metadata(self) -> None:
         """Write the group's metadata if they lack entries of dumap's; entries of other programs are kept.
 
         The consolidated metadata contain all nodes in the run, also those of other programs.
@@ -105,7 +105,7 @@ class Run(CommittedParts):
             if not metadata.holds(self._stored_metadata(key), required):
                 self.put(key, metadata.written(required))
         stored = self._stored_metadata("zarr.json")
-        required = {**self._own_metadata(), metadata.CONSOLIDATED: metadata.consolidate(self.nodes())}
+        required = {**self._own_metadata(), metadata.CONSOLIDATED: metadata.consolidate(self.read_nodes())}
         merged = metadata.renewed(stored, required)
         if metadata.parse(merged) != stored:
             self.put("zarr.json", merged)
@@ -114,7 +114,7 @@ class Run(CommittedParts):
         """Return dumap's own entries of the group's metadata."""
         return metadata.group_of({metadata.OWN: self.attributes})
 
-    def nodes(self) -> dict[str, metadata.Document]:
+    def read_nodes(self) -> dict[str, metadata.Document]:
         """Return the metadata of all arrays and groups in the run by path, except of dumap's own folder."""
         nodes: dict[str, metadata.Document] = {}
         folders = [name for name in self.folders_below("") if name != INSIDE]
@@ -141,9 +141,9 @@ class Run(CommittedParts):
             The location does not hold a run of this format.
         """
         if self.is_committed(IDENTITY, "run"):
-            attributes = dict(self.summary(IDENTITY, "run"))
+            attributes = dict(self.part_facts(IDENTITY, "run"))
             if self.is_committed(IDENTITY, "input"):
-                attributes |= self.summary(IDENTITY, "input")
+                attributes |= self.part_facts(IDENTITY, "input")
         else:
             if self.size("zarr.json") < 0:
                 raise StorageError(f"{self.location} holds no run")
@@ -165,26 +165,26 @@ class Run(CommittedParts):
             )
         return attributes
 
-    def final(self, name: str) -> zarr.Array:
+    def open_final(self, name: str) -> zarr.Array:
         """Open one of the run's final arrays."""
         key = f"{name}/zarr.json"
         written = self.manifest(IDENTITY, "results")["objects"].get(key)
         if written is None or not self._is_as_written(IDENTITY, "results", key, written):
-            raise self.damage(IDENTITY, "results", key)
+            raise self.damage_error(IDENTITY, "results", key)
 
         def open_array() -> zarr.Array:
             array = zarr.open_array(self.store, path=name, mode="r" if self.store.read_only else "r+")
             return refuse_pickle(array).with_config({"write_empty_chunks": True})
 
-        return self.attempt(key, open_array)
+        return self.call_with_retries(key, open_array)
 
     def read_final(self, name: str, stage: str) -> np.ndarray:
         """Read one of the run's final arrays whole; fail if it is missing or damaged."""
-        array = self.final(name)
-        for part in self.committed(stage):
+        array = self.open_final(name)
+        for part in self.committed_parts(stage):
             self.check_object_sizes(stage, part, name)
         try:
-            return np.asarray(self.attempt(name, lambda: array[...]))
+            return np.asarray(self.call_with_retries(name, lambda: array[...]))
         except (ValueError, RuntimeError) as error:
             raise StorageError(f"{self.location}: {name} is damaged; {self.advice()}") from error
 
@@ -193,7 +193,7 @@ class Run(CommittedParts):
 
         The metadata of a final array may hold further entries, such as attributes that a user has added.
         """
-        written_metadata = self.summary(stage, name).get(WRITTEN_METADATA)
+        written_metadata = self.part_facts(stage, name).get(WRITTEN_METADATA)
         document = written_metadata.get(key) if isinstance(written_metadata, dict) else None
         if isinstance(document, dict):
             return metadata.holds(self._stored_metadata(key), document)
@@ -201,11 +201,11 @@ class Run(CommittedParts):
 
     # all objects -------------------------------------------------------------------------------
 
-    def stages(self) -> list[str]:
+    def list_stages(self) -> list[str]:
         """List the groups of manifests, among them the stages with committed parts."""
         return self.folders_below(MANIFESTS)
 
-    def damaged(self, groups: Sequence[str] | None = None) -> Iterator[tuple[str, str, str]]:
+    def find_damaged(self, groups: Sequence[str] | None = None) -> Iterator[tuple[str, str, str]]:
         """Check every committed object against its digest; yield stage, part and key of each damaged object.
 
         For objects that no part names, which are metadata and locks, stage and part are empty.
@@ -215,8 +215,8 @@ class Run(CommittedParts):
         groups : sequence of str, optional
             The groups of manifests to check. [all]
         """
-        for stage in self.stages() if groups is None else groups:
-            for name in self.committed(stage):
+        for stage in self.list_stages() if groups is None else groups:
+            for name in self.committed_parts(stage):
                 try:
                     objects = self.manifest(stage, name)["objects"]
                 except DamageError:
@@ -231,8 +231,8 @@ class Run(CommittedParts):
         for key, required in NODE_DOCUMENTS.items():
             if not metadata.holds(self._stored_metadata(key), required):
                 yield "", "", key
-        for term in self.terms():
-            if self.lock(term) is None:
+        for term in self.list_terms():
+            if self.read_lock(term) is None:
                 yield "", "", lock_key(term)
 
     def _is_complete(self, key: str, required: metadata.Document) -> bool:
@@ -240,20 +240,20 @@ class Run(CommittedParts):
         stored = self._stored_metadata(key)
         results: dict[str, Any] = {}
         with contextlib.suppress(DamageError):  # `find_damaged` has yielded it
-            results = self.summary(IDENTITY, "results")
+            results = self.part_facts(IDENTITY, "results")
         arrays = {name: results.get(WRITTEN_METADATA, {}).get(f"{name}/zarr.json") for name in FINAL_ARRAYS}
         array_documents = {name: array for name, array in arrays.items() if array is not None}
         return metadata.holds(stored, required) and metadata.consolidates(stored, array_documents)
 
-    def sizes(self, stage: str) -> int:
+    def stage_bytes(self, stage: str) -> int:
         """Return the bytes of all objects that a stage's manifests name."""
         total = 0
-        for name in self.committed(stage):
+        for name in self.committed_parts(stage):
             with contextlib.suppress(DamageError):  # a part with a damaged manifest is made again
                 total += sum(size for size, _ in self.manifest(stage, name)["objects"].values())
         return total
 
-    def unnamed(self, run_keys: RunKeys) -> tuple[list[str], list[str]]:
+    def find_unnamed_keys(self, run_keys: RunKeys) -> tuple[list[str], list[str]]:
         """List the keys that no manifest names: those of dumap's leftovers, and those of other programs.
 
         Raises
@@ -263,7 +263,7 @@ class Run(CommittedParts):
         """
         named_keys: set[str] = set()
         for group in run_keys.groups:
-            for name in self.committed(group):
+            for name in self.committed_parts(group):
                 named_keys |= {manifest_key(group, name), *self.manifest(group, name)["objects"]}
         leftovers: list[str] = []
         others: list[str] = []
@@ -274,11 +274,11 @@ class Run(CommittedParts):
             (leftovers if run_keys.is_deletable(key) and not is_link else others).append(key)
         return leftovers, others
 
-    def prune(self, run_keys: RunKeys, keys: Iterable[str]) -> None:
+    def delete_empty_folders(self, run_keys: RunKeys, keys: Iterable[str]) -> None:
         """Remove the empty folders of removed keys from a local disk, but not the folders that every run has."""
         if self.is_local:
             folders = {key.rpartition("/")[0] for key in keys} - set(run_keys.all_folders())
-            self.attempt("", lambda: disk.prune(self.location, folders))
+            self.call_with_retries("", lambda: disk.delete_empty_folders(self.location, folders))
 
     def refuse_linked_folders(self, run_keys: RunKeys) -> None:
         """Raise a StorageError if one of dumap's folders is a link, since objects would be written outside the run."""
@@ -301,7 +301,7 @@ class Run(CommittedParts):
                     return key
             return None
 
-        return self.attempt("", search_keys)
+        return self.call_with_retries("", search_keys)
 
 
 def _check_attribute_names(attributes: dict[str, Any]) -> dict[str, Any]:

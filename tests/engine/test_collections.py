@@ -218,5 +218,5 @@ def test_a_worker_that_dies_as_it_copies_is_made_up_for(new_path):
             engine.spool(write_spool_part, replace(job, stage=spooled.SPOOL), names, {}, advanced)
         expected = x[99_999:200_001].compute(scheduler="threads")
     assert killer.killed
-    assert Run(output).committed(spooled.SPOOL) == names
+    assert Run(output).committed_parts(spooled.SPOOL) == names
     assert np.array_equal(job.input.read(99_999, 200_001), expected)

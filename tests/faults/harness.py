@@ -57,7 +57,7 @@ def results(output: str) -> dict[str, bytes]:
     """Return the bytes of what a run is for: the embedding, the status and the graph."""
     run = Run(output, read_only=True)
     arrays = {p: zarr.open_array(output, path=p, mode="r")[:].tobytes() for p in ("embedding", "status")}
-    for part in (part for part in run.committed("graph") if part.startswith("united-")):
+    for part in (part for part in run.committed_parts("graph") if part.startswith("united-")):
         for name in run.manifest("graph", part)["arrays"]:
             arrays[f"graph {part} {name}"] = run.read("graph", part, name).tobytes()
     return arrays

@@ -19,7 +19,7 @@ from dumap.recipe.damage import clean, verify
 from dumap.recipe.pipeline import run
 from dumap.recipe.status import status
 from dumap.sources.ingestion import ingest
-from dumap.store import LOCKS, MANIFESTS, PARTS, Run, manifest_key, probe, stored_array
+from dumap.store import LOCKS, MANIFESTS, PARTS, Run, check_writable, manifest_key, stored_array
 from dumap.store import lock as lock_module
 from dumap.store import objects as objects_module
 
@@ -83,7 +83,7 @@ def bytes_of(location: str) -> dict[str, bytes]:
     """Return the bytes of what a run is for, wherever it lies."""
     store = Run(location, read_only=True)
     arrays = {n: zarr.open_array(store.store, path=n, mode="r")[:].tobytes() for n in ("embedding", "status")}
-    for part in (part for part in store.committed("graph") if part.startswith("united-")):
+    for part in (part for part in store.committed_parts("graph") if part.startswith("united-")):
         for array in store.manifest("graph", part)["arrays"]:
             arrays[f"{part} {array}"] = store.read("graph", part, array).tobytes()
     return arrays
@@ -231,9 +231,9 @@ def test_a_run_in_a_bucket_goes_on_after_a_kill(proxy, bucket_client, new_path, 
             )
         )
         driver = fleet.start(["-m", "dumap.cli", "run", file])
-        until(lambda: store.committed("neighbors") or driver.code is not None, "a commit of neighbors")
+        until(lambda: store.committed_parts("neighbors") or driver.code is not None, "a commit of neighbors")
         driver.kill()
-    before = {(s, p): store.get(manifest_key(s, p)) for s in ("vectors", "cells") for p in store.committed(s)}
+    before = {(s, p): store.get(manifest_key(s, p)) for s in ("vectors", "cells") for p in store.committed_parts(s)}
     assert before
     assert run(config, client=bucket_client)["state"] == "done"
     assert {(s, p): store.get(manifest_key(s, p)) for s, p in before} == before
@@ -296,7 +296,7 @@ def test_a_manifest_whose_answer_is_lost_is_ones_own(proxy, begun_run, fault, ti
     other = Run(begun_run.location)
     assert other.manifest("stage", "p")["attempt"] == part.attempt
     assert other.read("stage", "p", "a").tolist() == [0, 1, 2, 3, 4]
-    assert begun_run.committed("stage") == ["p"]
+    assert begun_run.committed_parts("stage") == ["p"]
 
 
 @pytest.mark.fault(13, 14)
@@ -321,7 +321,7 @@ def test_rows_that_are_damaged_in_a_bucket_are_an_error(begun_run, no_pauses, mo
     if harm in ("cut short", "empty", "delete"):
         with pytest.raises(DamageError, match=f"{key} .* is missing or damaged"):
             Run(begun_run.location).read("stage", "p", "a", 50, 60)
-    assert list(Run(begun_run.location).damaged()) == [("stage", "p", key)]
+    assert list(Run(begun_run.location).find_damaged()) == [("stage", "p", key)]
 
 
 @pytest.mark.fault(17)
@@ -340,7 +340,7 @@ def test_a_lock_whose_answer_is_lost_is_ones_own(proxy, begun_run):
     with lock_module.Lock(begun_run, print) as lock:
         assert lock.run.term == 1
     assert proxy.happened["lost"] == 1
-    assert begun_run.terms() == [1]
+    assert begun_run.list_terms() == [1]
 
 
 @pytest.mark.fault(17, 18)
@@ -360,7 +360,7 @@ def test_the_first_manifest_wins_even_if_its_answer_is_lost(proxy, begun_run):
 def test_a_bucket_without_conditional_writes_is_refused(proxy, cli):
     proxy.choose = lambda method, path: "blind"
     with pytest.raises(StorageError, match="does not support writing an object only where there is none"):
-        probe("s3://data/blind.zarr")
+        check_writable("s3://data/blind.zarr")
     proxy.clear()
     assert Run("s3://data/blind.zarr").keys() == []
 
@@ -402,7 +402,7 @@ def test_files_that_people_add_to_a_run_in_a_bucket_survive(begun_run, cli):
     begun_run.put(f"{key}/notes.txt", b"years of work")
     removed, others = clean(begun_run.location, print)
     assert (removed, others) == ([left], sorted([*foreign, f"{key}/notes.txt"]))
-    begun_run.discard("graph", "p")
+    begun_run.delete_part("graph", "p")
     assert begun_run.keys(f"{PARTS}/graph") == [f"{key}/notes.txt"]
     assert [begun_run.get(key) for key in others] == [b"years of work"] * 5
 

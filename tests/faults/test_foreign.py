@@ -157,7 +157,7 @@ def test_metadata_that_says_too_little_is_damage(damageable, cli, content, key):
     assert [damaged_key for _, _, damaged_key in verify(damageable.output)] == [key]
     if key != "zarr.json":
         with pytest.raises(DamageError, match=key):
-            Run(damageable.output, read_only=True).final("embedding")
+            Run(damageable.output, read_only=True).open_final("embedding")
 
 
 def test_an_array_in_the_place_of_the_group_is_damage_and_its_attributes_are_kept(damageable, cli):
@@ -225,7 +225,7 @@ def test_nothing_is_written_through_a_link_that_comes_later(damageable, contents
     victim.mkdir()
     store = Run(damageable.output)
     store.attributes  # noqa: B018
-    values = store.final("embedding")[:]
+    values = store.open_final("embedding")[:]
     for folder in (f"{PARTS}/new", "embedding/c"):
         shutil.rmtree(Path(damageable.output, folder), ignore_errors=True)
         Path(damageable.output, folder).symlink_to(victim)
@@ -244,7 +244,7 @@ def test_a_file_that_a_part_links_to_is_not_deleted(damageable):
     (root / key).symlink_to(away)
     before = away.read_bytes()
     assert verify(damageable.output) == []
-    store.discard("graph", "united-00000")
+    store.delete_part("graph", "united-00000")
     clean(damageable.output, print)
     assert away.read_bytes() == before
 
@@ -266,7 +266,7 @@ def test_a_file_without_end_is_damage(damageable, key):
         else:
             os.truncate(os.open(path, os.O_CREAT | os.O_WRONLY), 200 << 30)
         assert [
-            damaged_key for _, _, damaged_key in Run(damageable.output, read_only=True).damaged(RUN_KEYS.groups)
+            damaged_key for _, _, damaged_key in Run(damageable.output, read_only=True).find_damaged(RUN_KEYS.groups)
         ] == [str(path.relative_to(root))]
 
 

@@ -265,4 +265,4 @@ def test_an_output_that_is_something_else_is_left_alone(prepare, cli, data, new_
         assert "begins" not in outcome.err
     assert (contents(kept), Path(zipped).read_bytes()) == before
     assert [p.name for p in folder.iterdir()] == ["thesis.txt"]
-    assert not Run(str(folder), read_only=True).terms()
+    assert not Run(str(folder), read_only=True).list_terms()

@@ -390,7 +390,7 @@ def test_spans_far_out_are_read(tmp_path):
             out.write("a", np.arange(first, first + size))
     for low in range(8):
         for high in range(low + 1, 9):
-            rows = run.read_span("stage", names, offsets, "a", MANY + low, MANY + high)
+            rows = run.read_from_parts("stage", names, offsets, "a", MANY + low, MANY + high)
             assert rows.tolist() == list(range(MANY + low, MANY + high))
 
 

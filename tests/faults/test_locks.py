@@ -150,7 +150,7 @@ def test_a_second_driver_is_refused_and_the_first_undisturbed(drivers, prepare, 
     assert cli("status", config.output).code == 0
     assert first.wait() == 0, first.output
     assert "Traceback" not in first.output
-    assert Run(config.output).terms() == [1]
+    assert Run(config.output).list_terms() == [1]
     assert results(config.output) == expected
     assert verify(config.output) == []
 
@@ -164,7 +164,7 @@ def test_two_drivers_that_start_at_once(drivers, prepare, client, expected, new_
     (gun / "go").touch()
     assert sorted(driver.wait() for driver in both) == [0, 8], [driver.output for driver in both]
     assert "is driven by process" in next(driver.output for driver in both if driver.code == 8)
-    assert Run(config.output).terms() == [1]
+    assert Run(config.output).list_terms() == [1]
     assert results(config.output) == expected
 
 
@@ -297,7 +297,7 @@ def test_an_unknown_machine_is_waited_for_and_heard(left_lock, monkeypatch):
     lock = Lock(output, lambda note: leave(machine=["elsewhere", "", ""], process=8))  # heard of as it is waited for
     with pytest.raises(LockError, match="is driven by process 8 on elsewhere: wait until it is done, stop it, or name"):
         lock.__enter__()
-    assert output.terms() == [1]
+    assert output.list_terms() == [1]
 
 
 @pytest.mark.fault(12)
@@ -326,7 +326,7 @@ def test_a_stopped_driver_is_taken_over_and_cannot_commit(
     assert first.wait() == 8, first.output
     assert "another driver took this run over; nothing more was written by this one" in first.output
     assert contents(f"{config.output}/{MANIFESTS}") == manifests
-    assert Run(config.output).terms() == [1, 2]
+    assert Run(config.output).list_terms() == [1, 2]
     assert json.loads(Path(config.output, lock_key(2)).read_text())["document"]["released"]
     assert results(config.output) == expected
     assert verify(config.output) == []
@@ -346,7 +346,7 @@ def test_the_workers_of_a_driver_that_was_taken_over_commit_nothing(prepare, cli
     engine.preflight()
     with pytest.raises(LockError, match="took this run over"):
         engine.map(write, job, ["part-00000"], {}, lambda done, total: None)
-    assert job.run.committed("stage") == []
+    assert job.run.committed_parts("stage") == []
 
 
 def test_a_pickled_job_leaves_behind_what_it_has_read(prepare):

@@ -50,7 +50,7 @@ def commit(store: Run, name: str = "p") -> None:
 
 def token(store: Run, term: int = 1) -> str | None:
     """Return the token of the lock that a term has."""
-    return Run(store.location).holder(term).get("token")
+    return Run(store.location).read_holder(term).get("token")
 
 
 def test_a_lock_that_is_removed_by_hand_is_lost(begun_run):
@@ -63,9 +63,9 @@ def test_a_lock_that_is_removed_by_hand_is_lost(begun_run):
         with pytest.raises(LockError, match=r"this driver's lock _dumap/lock/00000001\.json was removed or is"):
             commit(begun_run, "q")
         with pytest.raises(LockError):
-            begun_run.discard("stage", "p")
-    assert begun_run.committed("stage") == ["p"]
-    assert begun_run.terms() == [], "it is not written again at the end"
+            begun_run.delete_part("stage", "p")
+    assert begun_run.committed_parts("stage") == ["p"]
+    assert begun_run.list_terms() == [], "it is not written again at the end"
     assert len(notes) == 1
 
 
@@ -86,9 +86,9 @@ def test_two_drivers_of_one_term_never_both_commit(begun_run, prepare):
             commit(other, "second")
             commit(Run(begun_run.location, term=other.term, token=other.token), "third")
             held = other.token
-    assert begun_run.committed("stage") == ["first", "second", "third"]
+    assert begun_run.committed_parts("stage") == ["first", "second", "third"]
     assert token(begun_run) == held
-    assert begun_run.lock(1)["released"]
+    assert begun_run.read_lock(1)["released"]
 
 
 def test_a_job_takes_the_token_with_it(prepare):
@@ -113,10 +113,10 @@ def test_a_beat_that_fails_is_said_and_the_next_gets_through(begun_run, monkeypa
 
     with Lock(begun_run, note):
         monkeypatch.setattr(begun_run, "put", fail)
-        until(lambda: (begun_run.lock(1) or {}).get("beat", 0) > 0, "a beat")
+        until(lambda: (begun_run.read_lock(1) or {}).get("beat", 0) > 0, "a beat")
         commit(begun_run)
     assert notes == [f"the lock could not be renewed: {error}"] * 2
-    assert begun_run.lock(1)["released"]
+    assert begun_run.read_lock(1)["released"]
 
 
 # verify ------------------------------------------------------------------------------------------
@@ -139,11 +139,11 @@ def test_a_dry_run_writes_nothing_and_verify_holds_the_lock(damageable, cli, con
     assert contents(damageable.output) == before
     locks = []
     monkeypatch.setattr(
-        damage, "_find_damage", lambda store: locks.append((store.term, store.lock(2)["released"])) or []
+        damage, "_find_damage", lambda store: locks.append((store.term, store.read_lock(2)["released"])) or []
     )
     assert cli("verify", damageable.output).code == 0
     assert locks == [(2, False)]
-    assert Run(damageable.output).lock(2)["released"]
+    assert Run(damageable.output).read_lock(2)["released"]
 
 
 def test_a_driver_that_begins_meanwhile_is_no_damage(damageable, monkeypatch):

@@ -412,7 +412,7 @@ def test_no_discarded_part_lies_outside(run, victim, contents, attempt):
         run.put(f"{PARTS}/layout/{part}/a", b"x")
     forge(run, "layout", "p", attempt=attempt, objects={f"{PARTS}/layout/p-{attempt}": [1, "0"]})
     with pytest.raises(StorageError):
-        run.discard("layout", "p")
+        run.delete_part("layout", "p")
     assert contents(str(victim)) == before
 
 

@@ -27,7 +27,7 @@ def test_rows_that_are_not_finite_are_named_before_the_graph_is_read(configure, 
     config = configure(holed)
     with pytest.raises(InputError, match=r"3 of 300 rows .* rows 7, 90, 299"):
         run(config)
-    begun = {stage for stage in STAGES if Run(config.output).committed(stage)}
+    begun = {stage for stage in STAGES if Run(config.output).committed_parts(stage)}
     assert begun == {"vectors"}
 
 

@@ -70,7 +70,7 @@ def results(output: str) -> dict[str, bytes]:
 def held(output: str) -> set[tuple[str, str]]:
     """Return the kinds of parts that hold anything."""
     store = Run(output, read_only=True)
-    return {(s, keep.kind_of(p)) for s in STAGES for p in store.committed(s) if store.part_object_keys(s, p)}
+    return {(s, keep.kind_of(p)) for s in STAGES for p in store.committed_parts(s) if store.part_object_keys(s, p)}
 
 
 @pytest.mark.parametrize("recipe", [SEARCH_RECIPE, GIVEN_NEIGHBORS_RECIPE])

@@ -223,7 +223,7 @@ def test_a_stage_whose_parts_a_parent_dropped_is_made_here(
     child, parent, results_of_other_min_dist, tasks, monkeypatch
 ):
     config, notes, store = child(NEAR), NoteRecorder(), Run(parent)
-    store.drop("coarsen", store.committed("coarsen"))
+    store.drop_parts("coarsen", store.committed_parts("coarsen"))
     monkeypatch.setattr("dumap.recipe.pipeline.check_not_dropped", lambda stages, run: None)
     run(config, parent=parent, observer=notes)
     assert set(tasks) == {"coarsen", *STAGES[len(BEFORE) :]}

@@ -173,7 +173,7 @@ def watching(monkeypatch) -> Watching:
         return plain(self, name)
 
     monkeypatch.setattr(SECTION, "__getattribute__", get)
-    for name in ("read", "read_span", "summary"):
+    for name in ("read", "read_from_parts", "part_facts"):
         method = getattr(Run, name)
 
         def read(self: Run, stage: str, *rest: Any, method: Callable = method, **options: Any) -> Any:
@@ -213,4 +213,4 @@ def test_stages_read_and_write_what_they_declare(digits, configure, write_lists,
         declared = {*stage.setting_keys, *ONLY_HOW_WORK_IS_CUT.get(stage.name, ())}
         assert watching.settings.get(stage.name, set()) & answer <= declared, stage.name
         assert watching.stages.get(stage.name, set()) <= {IDENTITY, stage.name, *stage.reads}, stage.name
-        assert {part for part in store.committed(stage.name) if kind_of(part) not in stage.writes} == set()
+        assert {part for part in store.committed_parts(stage.name) if kind_of(part) not in stage.writes} == set()

@@ -159,7 +159,7 @@ def test_the_table_counts_the_entries_that_cells_hold(embed, stored, x):
     store = Run(run.output, read_only=True)
 
     def held(stage: str, kind: str) -> int:
-        names = [name for name in store.committed(stage) if name.startswith(kind)]
+        names = [name for name in store.committed_parts(stage) if name.startswith(kind)]
         return sum(len(store.read(stage, name, "vectors_values")) for name in names)
 
     table = CellTable(store)

@@ -52,7 +52,7 @@ def recall_of(done, x: np.ndarray, metric: str = "euclidean") -> np.ndarray:
 def lists_of(output: str) -> list[str]:
     """Return the digests of the lists' objects, round by round and cell by cell."""
     store, lists = Run(output, read_only=True), []
-    for name in store.committed("audit"):
+    for name in store.committed_parts("audit"):
         if name.startswith("lists-"):
             lists += [name, *sorted(digest for _, digest in store.manifest("audit", name)["objects"].values())]
     return lists
@@ -109,7 +109,7 @@ def test_no_queries_mean_no_audit_and_no_repair(embed, digits):
     done = embed(digits[0], {**REPAIRED, "audit.queries": 0})
     assert done.facts("audit") == {"queries": 0, "repairs": 0}
     assert done.facts("quality") == {"queries": 0}
-    assert Run(done.output, read_only=True).committed("audit") == []
+    assert Run(done.output, read_only=True).committed_parts("audit") == []
 
 
 # queries -----------------------------------------------------------------------------------------
@@ -154,17 +154,17 @@ def test_repaired_lists_are_sound_and_what_the_graph_is_of(repaired_run, digits)
     assert all(len(set(row)) == K for row in indices.tolist())
     np.testing.assert_allclose(distances, d[rows, indices], rtol=1e-5)
     assert (np.diff(distances, axis=1) >= 0).all()
-    sums = Run(repaired_run.output, read_only=True).summary("graph", "summed-00000")["distance_sums"]
+    sums = Run(repaired_run.output, read_only=True).part_facts("graph", "summed-00000")["distance_sums"]
     assert sum(sums) == pytest.approx(distances.sum(dtype=np.float64))
     edges = np.unique(np.sort(np.stack([np.broadcast_to(rows, indices.shape), indices]).reshape(2, -1), axis=0), axis=1)
     assert repaired_run.facts("graph")["edges"] == 2 * edges.shape[1]
 
 
 def test_rows_that_cells_sent_one_another_are_removed_after_a_repair(repaired_run):
-    left = {kind_of(name) for name in Run(repaired_run.output, read_only=True).committed("audit")}
+    left = {kind_of(name) for name in Run(repaired_run.output, read_only=True).committed_parts("audit")}
     assert left == {"queries", "search", "exact", "report", "lists", "repair"}
     assert verify(repaired_run.output) == []
-    assert Run(repaired_run.output, read_only=True).unnamed(RUN_KEYS) == ([], [])
+    assert Run(repaired_run.output, read_only=True).find_unnamed_keys(RUN_KEYS) == ([], [])
 
 
 @pytest.mark.slow
@@ -205,11 +205,11 @@ def test_a_halo_that_is_too_large_is_reduced_and_counted(repaired_copy_job):
     home_rows = int(np.diff(CellTable(job.run).offsets)[1])
     choose_halo(job, part, 1)
     whole = job.run.read("audit", part, "positions")
-    assert job.run.summary("audit", part)["left_out"] == 0
-    job.run.discard("audit", part)
+    assert job.run.part_facts("audit", part)["left_out"] == 0
+    job.run.delete_part("audit", part)
     room = {"task_memory": (home_rows + 10) * repair_row_bytes(64, K, "euclidean")}
     choose_halo(Job(job.config.model_copy(update=room), job.geometry), part, 1)
-    facts, cut = job.run.summary("audit", part), job.run.read("audit", part, "positions")
+    facts, cut = job.run.part_facts("audit", part), job.run.read("audit", part, "positions")
     assert len(cut) == 10 < len(whole)
     assert facts["left_out"] == len(whole) - 10
     assert np.isin(cut, whole).all()
@@ -242,7 +242,7 @@ def test_lost_parts_of_repairs_are_made_again(repaired_copy_job, repaired_run, w
     uncommit_stages(config.output, STAGES[STAGES.index("audit") :])
     assert run(config)["state"] == "done"
     assert lists_of(config.output) == lists_of(repaired_run.output)
-    left = {kind_of(name) for name in Run(config.output, read_only=True).committed("audit")}
+    left = {kind_of(name) for name in Run(config.output, read_only=True).committed_parts("audit")}
     assert left == {"queries", "search", "exact", "report", "lists", "repair"}
 
 

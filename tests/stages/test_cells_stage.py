@@ -93,7 +93,7 @@ def test_the_guests_of_a_cell_are_bounded(bags_job):
     table = artifacts.CellTable(bags_job.run)
     loads = loads_of(bags_job)
     homes = np.diff(table.offsets)
-    facts = bags_job.run.summary("cells", "table")
+    facts = bags_job.run.part_facts("cells", "table")
     assert facts["turned_away"] > 0
     assert facts["largest"] == loads.max()
     row_cells, _ = cells.find_cells(bags_job, 0)
@@ -128,9 +128,9 @@ def test_lists_do_not_depend_on_how_blocks_are_sorted(job_of, bags_path, bags_jo
     monkeypatch.setattr("dumap.artifacts.part_names.MAX_PARTS_TO_SUM", 1)
     job = job_of(bags_path, 300)
     job = done_here(replace(job, geometry=replace(job.geometry, group_blocks=group_blocks)))
-    waves = neighbors.guest_waves(job.geometry.with_cells(job.run.summary("cells", "table")), wave_of(job)[1], 6)
+    waves = neighbors.guest_waves(job.geometry.with_cells(job.run.part_facts("cells", "table")), wave_of(job)[1], 6)
     assert len(waves) > 1
-    left = [name for name in job.run.committed("neighbors") if name.startswith("guests-")]
+    left = [name for name in job.run.committed_parts("neighbors") if name.startswith("guests-")]
     assert {name for name in left if not job.run.is_dropped("neighbors", name)} == set(
         artifacts.guest_part_names(waves[-1], job.geometry.groups)
     )
@@ -139,12 +139,12 @@ def test_lists_do_not_depend_on_how_blocks_are_sorted(job_of, bags_path, bags_jo
 
 def test_data_without_a_crowd_has_every_guest_it_had(job_of, save, digits):
     job = done_here(job_of(save(digits[0])))
-    facts = job.run.summary("cells", "table")
+    facts = job.run.part_facts("cells", "table")
     routed = [cells.find_cells(job, group)[0] for group in range(job.geometry.groups)]
     assert facts["cells"] > 8
     assert facts["turned_away"] == 0
     assert facts["stored_rows"] == sum((row_cells >= 0).sum() for row_cells in routed)
-    assert "counted-00000" not in job.run.committed("cells")
+    assert "counted-00000" not in job.run.committed_parts("cells")
 
 
 def test_a_cell_writes_lists_of_those_guests_alone_for_which_it_found_something(bags_job):

@@ -63,7 +63,7 @@ def test_the_coarse_graph_is_the_graph_added_up_by_labels(host_run, graph, label
 def test_other_starts_need_no_coarse_graph(embed, digits_300):
     done = embed(digits_300, {"start.init": "random"})
     assert done.facts("coarsen") == {}
-    assert [*Run(done.output, read_only=True).committed(COARSEN)] == []
+    assert [*Run(done.output, read_only=True).committed_parts(COARSEN)] == []
 
 
 CURVE_ROWS, SOURCES = 8400, 200

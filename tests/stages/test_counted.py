@@ -95,7 +95,7 @@ def test_tasks_read_at_most_twice_what_they_need(counted):
 
 def test_no_task_asks_once_for_each_block_and_cell(counted):
     counts, geometry = counted.counts, counted.job.geometry
-    count = counted.job.run.summary("cells", "table")["cells"]
+    count = counted.job.run.part_facts("cells", "table")["cells"]
     assert count > 8
     assert geometry.groups == 15
     for task, most in counts.most.items():
@@ -107,7 +107,7 @@ def test_no_task_asks_once_for_each_block_and_cell(counted):
 def test_no_part_holds_a_number_for_each_pair_of_cells(counted):
     run = counted.job.run
     for stage in ("cells", "neighbors", "audit", "graph"):
-        for part in run.committed(stage):
+        for part in run.committed_parts(stage):
             manifest = run.manifest(stage, part)
             facts = [len(fact) for fact in manifest["attributes"].values() if isinstance(fact, list)]
             assert max(facts, default=0) <= 8 or part in ("figures", "whole"), (stage, part)

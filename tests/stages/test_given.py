@@ -372,7 +372,7 @@ def test_a_run_stops_at_what_no_list_may_hold(configure, data_path, write_lists,
     )
     with pytest.raises(InputError, match=SPOILT["nan"][1]):
         run(config)
-    assert Run(config.output).committed("graph") == []
+    assert Run(config.output).committed_parts("graph") == []
 
 
 WRONG = {

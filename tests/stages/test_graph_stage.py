@@ -40,17 +40,17 @@ def test_empty_slots_are_reported(configure, inspect, digits_300):
     assert not any("slots" in note for note in listening.notes)
     store = Run(config.output)
     lists = {name: store.read("neighbors", "lists-00000", name) for name in ("indices", "distances")}
-    facts = store.summary("neighbors", "lists-00000")
+    facts = store.part_facts("neighbors", "lists-00000")
     lists["indices"][[5, 8], 3:], lists["distances"][[5, 8], 3:] = -1, np.inf
-    store.forget("neighbors", "lists-00000")
+    store.uncommit("neighbors", "lists-00000")
     with store.part("neighbors", "lists-00000") as out:
         for name, values in lists.items():
             out.write(name, values)
         out.attributes |= {**facts, "missing": 22}
     for stage in STAGES[STAGES.index("graph") :]:
-        for part in [*store.committed(stage)]:
-            store.forget(stage, part)
-        store.forget("done", stage)
+        for part in [*store.committed_parts(stage)]:
+            store.uncommit(stage, part)
+        store.uncommit("done", stage)
     pipeline.run(config, observer=listening)
     done = inspect(config.output)
     assert done.facts("graph")["missing"] == 22

@@ -93,8 +93,8 @@ def test_a_loss_that_has_settled_ends_the_layout(embed, configure, digits, least
     assert rounds.y.tobytes() == done.y.tobytes()
     store = Run(done.output)
     for stage in ("layout", "embedding", "quality"):
-        store.forget("done", stage)
-    store.forget("layout", "end")
+        store.uncommit("done", stage)
+    store.uncommit("layout", "end")
     again = {**settings, "output": done.output, "cluster.engine": "local"}
     assert run(configure(done.status["input"]["path"], again))["state"] == "done"
-    assert Run(done.output).summary("layout", "end")["epoch"] == last
+    assert Run(done.output).part_facts("layout", "end")["epoch"] == last

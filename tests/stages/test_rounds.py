@@ -31,7 +31,13 @@ def test_rounds_come_to_the_bytes_of_one_host(host_run, rounds_run):
 def test_the_last_round_stays_and_packed_edges_do_not(rounds_run):
     store = Run(rounds_run.output, read_only=True)
     assert layout_checkpoints(store).numbers() == [20]
-    assert {part.split("-")[0] for part in store.committed(LAYOUT)} == {"checkpoint", "end", "loss", "pairs", "state"}
+    assert {part.split("-")[0] for part in store.committed_parts(LAYOUT)} == {
+        "checkpoint",
+        "end",
+        "loss",
+        "pairs",
+        "state",
+    }
     assert rounds._cached_shards.total_bytes == 0
 
 
@@ -69,7 +75,7 @@ def test_the_next_rounds_do_not_wait_for_the_deletion_of_old_pieces(
     monkeypatch.setattr(Run, "delete_keys", delete_slowly)
     run(config)
     store = Run(config.output, read_only=True)
-    assert {part for part in store.committed(LAYOUT) if part.startswith("state-")} == set(
+    assert {part for part in store.committed_parts(LAYOUT) if part.startswith("state-")} == set(
         layout_checkpoints(store).pieces(20)
     )
     assert inspect(config.output).y.tobytes() == host_run.y.tobytes()

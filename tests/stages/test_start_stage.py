@@ -78,7 +78,7 @@ def test_the_residual_does_not_depend_on_how_shards_are_divided(new_path, ranges
             out.attributes |= {"low": [0, 0], "high": [1, 1], "moments": moments[low:high].tolist()}
     find_bounding_box(SimpleNamespace(run=store), BOX, [f"smoothed-{low}" for low, _ in ranges], {})
     total = moments[0] + moments[1] + moments[2] + moments[3] + moments[4]
-    assert store.summary(START, BOX)["facts"]["residual"] == start.eigenvector_residual(total)
+    assert store.part_facts(START, BOX)["facts"]["residual"] == start.eigenvector_residual(total)
 
 
 def test_the_coarse_graph_is_laid_out_unless_told_otherwise(embed, digits):

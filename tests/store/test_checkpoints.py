@@ -35,7 +35,7 @@ def test_a_pass_counts_once_it_is_committed(checkpoints):
     names = write(checkpoints, 1, [0, 2, 3])
     assert (checkpoints.numbers(), checkpoints.latest()) == ([], 0)
     checkpoints.commit(1, names, OFFSETS, left=7)
-    assert checkpoints.run.summary("layout", checkpoints.name(1))["left"] == 7
+    assert checkpoints.run.part_facts("layout", checkpoints.name(1))["left"] == 7
     assert checkpoints.read(1, "y", 3, 9).tolist() == [[row, 1] for row in range(3, 9)]
     assert checkpoints.read(1, "y", 8, 10)[:, 0].tolist() == [8, 9]
 
@@ -47,8 +47,8 @@ def test_passes_may_be_cut_otherwise_and_replace_those_before(checkpoints):
     assert checkpoints.numbers() == [2]
     assert checkpoints.latest(1) == 0
     assert checkpoints.read(2, "y", 0, 10).tolist() == [[row, 2] for row in range(10)]
-    assert set(checkpoints.run.committed("layout")) == {checkpoints.name(2), *checkpoints.pieces(2)}
-    assert not set(left_over) & set(checkpoints.run.committed("layout"))
+    assert set(checkpoints.run.committed_parts("layout")) == {checkpoints.name(2), *checkpoints.pieces(2)}
+    assert not set(left_over) & set(checkpoints.run.committed_parts("layout"))
 
 
 def test_a_pass_that_lost_a_piece_no_longer_counts(checkpoints):
@@ -56,7 +56,7 @@ def test_a_pass_that_lost_a_piece_no_longer_counts(checkpoints):
     checkpoints.commit(1, names, OFFSETS)
     checkpoints.uncommit_broken()
     assert checkpoints.latest() == 1
-    checkpoints.run.forget("layout", names[1])
+    checkpoints.run.uncommit("layout", names[1])
     with pytest.raises(DamageError):
         checkpoints.read(1, "y", 0, 10)
     checkpoints.uncommit_broken()
@@ -86,7 +86,7 @@ def test_old_passes_are_removed_in_the_background_many_at_once(checkpoints, monk
         assert checkpoints.numbers() == list(range(1, 9))
         last_is_committed.set()
     assert checkpoints.numbers() == [8]
-    assert set(checkpoints.run.committed("layout")) == {checkpoints.name(8), *checkpoints.pieces(8)}
+    assert set(checkpoints.run.committed_parts("layout")) == {checkpoints.name(8), *checkpoints.pieces(8)}
     assert len([keys for keys in deleted if keys]) <= 6, "the manifests of passes and of pieces, and the objects, twice"
 
 
@@ -128,7 +128,7 @@ def test_an_error_of_a_removal_is_raised_and_the_next_driver_removes_the_rest(ch
     deletions_fail()
     commit_passes(checkpoints, range(1 + latest, 1 + latest))
     assert checkpoints.numbers() == [latest]
-    assert set(checkpoints.run.committed("layout")) >= set(checkpoints.pieces(latest))
+    assert set(checkpoints.run.committed_parts("layout")) >= set(checkpoints.pieces(latest))
 
 
 @pytest.mark.usefixtures("deletions_fail")

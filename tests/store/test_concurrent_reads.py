@@ -72,9 +72,9 @@ def distant(tmp_path, monkeypatch) -> tuple[Run, Counting]:
     class Bucket(Folder):
         is_local = False
 
-        def open_span(self, key, start, stop, size):
+        def open_range(self, key, start, stop, size):
             with under_way:
-                return super().open_span(key, start, stop, size)
+                return super().open_range(key, start, stop, size)
 
     monkeypatch.setattr("dumap.store.backends.Folder", Bucket)
     run = Run(str(tmp_path / "run"))
@@ -88,9 +88,9 @@ def distant(tmp_path, monkeypatch) -> tuple[Run, Counting]:
 def test_many_parts_of_a_bucket_are_read_side_by_side(distant):
     run, under_way = distant
     names = [f"cell-{number:05d}" for number in range(12)]
-    rows = run.read_span(NEIGHBORS, names, np.arange(13) * 10, "indices", 5, 115)
+    rows = run.read_from_parts(NEIGHBORS, names, np.arange(13) * 10, "indices", 5, 115)
     assert rows.tolist() == list(range(5, 115))
     assert under_way.most == MAX_CONCURRENT_READS
-    pieces = list(run.read_each(NEIGHBORS, [(name, "indices", 2, 4) for name in reversed(names)]))
+    pieces = list(run.read_many(NEIGHBORS, [(name, "indices", 2, 4) for name in reversed(names)]))
     assert [piece.tolist() for piece in pieces] == [[10 * n + 2, 10 * n + 3] for n in reversed(range(12))]
-    assert [summary["number"] for summary in run.summaries(NEIGHBORS, names)] == list(range(12))
+    assert [facts["number"] for facts in run.facts_of_parts(NEIGHBORS, names)] == list(range(12))

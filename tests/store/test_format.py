@@ -105,7 +105,7 @@ def test_a_pass_that_is_not_durable_keeps_the_last_that_is(run):
     for number, durable in enumerate((False, True, False, False), 1):
         commit(number, durable)
     assert checkpoints.numbers() == [2, 4]
-    run.forget("layout", checkpoints.piece_name(4, 0, 1))  # as a lost machine may
+    run.uncommit("layout", checkpoints.piece_name(4, 0, 1))  # as a lost machine may
     checkpoints.uncommit_broken()
     assert checkpoints.latest() == 2
     assert checkpoints.read(2, "y", 0, 3).tolist() == [2, 2, 2]

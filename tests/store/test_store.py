@@ -12,7 +12,7 @@ import pytest
 import zarr
 
 from dumap.errors import DamageError, InputError, StorageError
-from dumap.store import FORMAT, IDENTITY, MANIFESTS, PARTS, Run, disk, probe, read_array, stored_array
+from dumap.store import FORMAT, IDENTITY, MANIFESTS, PARTS, Run, check_writable, disk, read_array, stored_array
 from dumap.store import backends as backends
 from dumap.store import part as module
 from dumap.store.run import MAPPING_ATTRIBUTES
@@ -52,8 +52,8 @@ def test_a_part_holds_what_was_written(run, dtype, shape):
             array = reader.read("stage", "p", name)
             assert (array.dtype, array.shape) == (expected.dtype, shape)
             assert array.tobytes() == expected.tobytes()
-    assert again(run).summary("stage", "p") == {"facts": [1, "two"]}
-    assert list(again(run).damaged()) == []
+    assert again(run).part_facts("stage", "p") == {"facts": [1, "two"]}
+    assert list(again(run).find_damaged()) == []
 
 
 def test_objects_without_a_manifest_do_not_exist(run):
@@ -61,7 +61,7 @@ def test_objects_without_a_manifest_do_not_exist(run):
         part.write("a", np.arange(5))
         _ = 1 / 0
     assert not run.is_committed("stage", "p")
-    assert run.committed("stage") == []
+    assert run.committed_parts("stage") == []
     with pytest.raises(StorageError, match=r"stage/p.json .* is missing"):
         run.read("stage", "p", "a")
 
@@ -73,10 +73,10 @@ def test_the_first_manifest_wins_and_the_losers_objects_do_not_count(run):
             fast.write("a", np.array([2.0]))
     for reader in (run, again(run)):
         assert reader.read("stage", "p", "a").tolist() == [2.0]
-        assert reader.committed("stage") == ["p"]
+        assert reader.committed_parts("stage") == ["p"]
     for key in slow.objects:
         Path(run.location, key).unlink()
-    assert list(again(run).damaged()) == []
+    assert list(again(run).find_damaged()) == []
     assert again(run).read("stage", "p", "a").tolist() == [2.0]
 
 
@@ -84,8 +84,8 @@ def test_a_discarded_part_can_be_made_anew(run):
     commit(run, a=np.arange(3))
     commit(run, "q", a=np.arange(9))
     assert len(run.read("stage", "p", "a")) == 3
-    run.discard("stage", "p")
-    assert again(run).committed("stage") == ["q"]
+    run.delete_part("stage", "p")
+    assert again(run).committed_parts("stage") == ["q"]
     assert not list(Path(run.location).rglob("p-*"))
     commit(run, a=np.arange(4))
     assert len(run.read("stage", "p", "a")) == 4
@@ -133,7 +133,7 @@ def test_nothing_gathered_is_an_empty_array(run):
 def test_rows_out_of_range_commit_no_part(run):
     with pytest.raises(IndexError), run.part("stage", "p") as part:
         part.write_gathered("a", np.arange(5), np.array([4, 5]))
-    assert run.committed("stage") == []
+    assert run.committed_parts("stage") == []
     assert not any(key.startswith(f"{PARTS}/stage") for key in list(run.keys()))
 
 
@@ -197,7 +197,7 @@ def test_a_write_that_fails_leaves_nothing_halfway(run, monkeypatch, call):
         with pytest.raises(StorageError, match="no space is left: make room"):
             commit(run, a=np.arange(5))
     assert not any(key.endswith(".partial") for key in list(run.keys()))
-    assert run.committed("stage") == []
+    assert run.committed_parts("stage") == []
     if call != "link":
         assert run.keys() == before
     commit(run, a=np.arange(5))
@@ -212,7 +212,7 @@ def test_a_span_crosses_parts(run):
         commit(run, name, a=values[low:high])
     for start in range(9):
         for stop in range(start + 1, 10):
-            assert run.read_span("stage", names, offsets, "a", start, stop).tolist() == list(range(start, stop))
+            assert run.read_from_parts("stage", names, offsets, "a", start, stop).tolist() == list(range(start, stop))
 
 
 # damage ----------------------------------------------------------------------------------------
@@ -233,7 +233,7 @@ def test_a_flipped_bit_is_found_wherever_it_is(run):
         good = path.read_bytes()
         for byte in range(0, len(good), 7):
             path.write_bytes(good[:byte] + bytes([good[byte] ^ 1 << byte % 8]) + good[byte + 1 :])
-            assert list(again(run).damaged()) == [("stage", "p", key)], f"byte {byte}"
+            assert list(again(run).find_damaged()) == [("stage", "p", key)], f"byte {byte}"
             with pytest.raises(DamageError, match="damaged"):
                 again(run).read("stage", "p", "a")
         path.write_bytes(good)
@@ -255,7 +255,7 @@ def test_a_lost_object_is_an_error_and_never_zeros(run, harm, opened):
         os.truncate(path, 0 if harm == "empty" else path.stat().st_size - 1)
     with pytest.raises(StorageError, match=r"missing or damaged.*dumap verify"):
         reader.read("stage", "p", "a")
-    assert list(reader.damaged()) == [("stage", "p", key)]
+    assert list(reader.find_damaged()) == [("stage", "p", key)]
 
 
 @pytest.mark.faults
@@ -306,7 +306,7 @@ def test_put_new_writes_once(run):
     assert run.put_new("folder/key", b"one")
     assert not run.put_new("folder/key", b"two")
     assert run.get("folder/key") == b"one"
-    assert run.names_below("folder") == ["key"]
+    assert run.list_names("folder") == ["key"]
     assert [path.name for path in Path(run.location, "folder").iterdir()] == ["key"]
 
 
@@ -314,7 +314,7 @@ def test_a_run_of_another_format_is_refused(run):
     assert run.attributes["format"] == FORMAT
     run.create({"seed": 7, **{key: {} for key in MAPPING_ATTRIBUTES}})
     assert run.attributes["seed"] == 42, "creating again changes nothing"
-    run.forget(IDENTITY, "run")
+    run.uncommit(IDENTITY, "run")
     run.put("zarr.json", json.dumps({"attributes": {"format": FORMAT + 1}}).encode())
     with pytest.raises(StorageError, match=rf"has format {FORMAT + 1}; this version of dumap reads format {FORMAT}"):
         _ = again(run).attributes
@@ -333,7 +333,7 @@ def final(run) -> Run:
     """Return a run with a final array of 250 rows."""
     with run.part(IDENTITY, "results") as part:
         part.create_final_array("embedding", (250, 2), "float32", 100, np.nan, {"long_name": "coordinates"})
-    run.renew()
+    run.update_metadata()
     return run
 
 
@@ -344,11 +344,11 @@ def test_rows_are_written_as_whole_chunks(final):
         with final.part("stage", f"rows-{first}") as part:
             part.write_rows("embedding", first, values[first:stop])
     assert final.read_final("embedding", "stage").tobytes() == values.tobytes()
-    assert final.final("embedding").metadata.dimension_names == ("row", "component")
+    assert final.open_final("embedding").metadata.dimension_names == ("row", "component")
     assert zarr.open_group(final.location, mode="r")["embedding"][...].tobytes() == values.tobytes()
     lost = Path(final.location, "embedding/c/1/0")
     lost.unlink()  # a chunk of fill values alone is an object too
-    assert list(again(final).damaged()) == [("stage", "rows-0", "embedding/c/1/0")]
+    assert list(again(final).find_damaged()) == [("stage", "rows-0", "embedding/c/1/0")]
 
 
 @pytest.mark.parametrize(("first", "rows"), [(50, 100), (0, 150), (100, 149), (200, 30), (1, 1)])
@@ -359,10 +359,10 @@ def test_rows_that_are_not_whole_chunks_are_refused(final, first, rows):
 
 
 def test_a_location_that_cannot_be_written_to_is_named(tmp_path):
-    probe(str(tmp_path / "new.zarr"))
+    check_writable(str(tmp_path / "new.zarr"))
     (tmp_path / "file").write_text("not a folder")
     with pytest.raises(StorageError, match=r"output: .* cannot be written to"):
-        probe(str(tmp_path / "file" / "run.zarr"))
+        check_writable(str(tmp_path / "file" / "run.zarr"))
 
 
 def test_labels_are_read_from_numpy_and_zarr(tmp_path):
