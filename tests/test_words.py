@@ -42,7 +42,7 @@ RETIRED = {
     "from_squared": "metric_from_squared",
     "squared_limits": "squared_from_metric",
     "with_direction": "add_zero_column",
-    "placed_dims": "embedded_dims",
+    "placed_dims": "prepared_dims",
     "CARRIED": "MIN_VARIANCE",
     "LEAST": "MIN_GROUP_VARIANCE",
     "FEW": "MIN_GROUP_ROWS",

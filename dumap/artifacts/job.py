@@ -11,9 +11,9 @@ import numpy as np
 
 from dumap.artifacts.part_names import VECTORS
 from dumap.config import Config
-from dumap.config.metrics import SHIFT_FREE
+from dumap.config.metrics import SHIFT_INVARIANT_METRICS
 from dumap.kernels import csr, projection
-from dumap.kernels.vectors import SPHERICAL, as_embedded, exceeds_float32
+from dumap.kernels.vectors import SPHERICAL, exceeds_float32, prepare_rows
 from dumap.planning.geometry import Geometry
 from dumap.sources.opening import open_source
 from dumap.sources.source import Source
@@ -24,7 +24,7 @@ from dumap.store import Run
 
 def may_subtract_centre(metric: str, dtype: np.dtype) -> bool:
     """Return whether a centre may be subtracted from rows before the cast to float32."""
-    return metric == SPHERICAL or (metric in SHIFT_FREE and exceeds_float32(dtype))
+    return metric == SPHERICAL or (metric in SHIFT_INVARIANT_METRICS and exceeds_float32(dtype))
 
 
 def _ignore_progress(done: float, total: float) -> None:
@@ -106,28 +106,28 @@ class Job:
         """Where the columns of sparse rows are projected to: see `dumap.kernels.projection`."""
         return projection.draw_column_places(self.geometry.source_dims, self.config.seed)
 
-    def as_embedded(self, values: Any) -> np.ndarray:
+    def prepare_rows(self, values: Any) -> np.ndarray:
         """Turn values of the input into rows in whose space cells are found.
 
-        See `dumap.kernels.vectors.as_embedded`, and `dumap.kernels.projection` of sparse rows.
+        See `dumap.kernels.vectors.prepare_rows`, and `dumap.kernels.projection` of sparse rows.
         """
         metric = self.config.neighbors.metric
         if self.geometry.is_sparse:
             return projection.project_rows(csr.as_float32(values), self.projected_dims, metric)
-        return as_embedded(values, metric, self.centre)
+        return prepare_rows(values, metric, self.centre)
 
     def as_compared(self, values: Any) -> Any:
         """Turn values of the input into rows by which exact distances are computed: sparse ones stay so, in float32."""
-        return csr.as_float32(values) if self.geometry.is_sparse else self.as_embedded(values)
+        return csr.as_float32(values) if self.geometry.is_sparse else self.prepare_rows(values)
 
     @property
     def tree_metric(self) -> str:
-        """The metric by which `to_euclidean` maps rows of `as_embedded`; projections are there already."""
+        """The metric by which `to_euclidean` maps rows of `prepare_rows`; projections are there already."""
         return "euclidean" if self.geometry.is_sparse else self.config.neighbors.metric
 
     def read_rows(self, start: int, stop: int) -> np.ndarray:
-        """Read rows [start, stop) of the input as float32, (n, geometry.dims): see `as_embedded`."""
-        return self.as_embedded(self.input.read(start, stop))
+        """Read rows [start, stop) of the input as float32, (n, geometry.dims): see `prepare_rows`."""
+        return self.prepare_rows(self.input.read(start, stop))
 
     @cached_property
     def precomputed(self) -> PrecomputedNeighbors:

@@ -39,7 +39,7 @@ def sample_parts(job: Job) -> list[str]:
 def read_sample(job: Job) -> np.ndarray:
     """Read the sample of all blocks, (m, geometry.dims) float32."""
     samples = (job.run.read(VECTORS, part, "sample") for part in sample_parts(job))
-    return np.concatenate([sample if job.geometry.is_sparse else job.as_embedded(sample) for sample in samples])
+    return np.concatenate([sample if job.geometry.is_sparse else job.prepare_rows(sample) for sample in samples])
 
 
 def read_duplicates(run: Run, block: int) -> tuple[np.ndarray, np.ndarray]:

@@ -27,7 +27,7 @@ METRICS = (
 """pynndescent's metrics that are distances between rows of numbers. The list is kept here since importing pynndescent
 takes seconds."""
 
-SHIFT_FREE = frozenset(
+SHIFT_INVARIANT_METRICS = frozenset(
     {"euclidean", "l2", "sqeuclidean", "manhattan", "taxicab", "l1", "chebyshev", "linfinity", "linfty", "linf"}
     | {"minkowski", "wminkowski", "weighted_minkowski", "seuclidean", "standardised_euclidean", "mahalanobis"}
 )

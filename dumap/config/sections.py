@@ -279,9 +279,9 @@ class LayoutConfig(Section):
     )
     negative_sample_rate: float = setting(
         5.0,
-        "Random rows that repel a row for every two samples of its edges. This gives umap-learn's balance: there a "
-        "sampled edge attracts both its ends, and only one end is repelled. Larger: stronger repulsion, groups farther "
-        "apart, more time.",
+        "For every two samples of a row's edges, this many random rows repel it, which is umap-learn's balance: there "
+        "a sampled edge attracts both its ends, and only one end is repelled. Larger: stronger repulsion, groups "
+        "farther apart, more time.",
         changes=True,
         umap="negative_sample_rate",
         ge=0.0,

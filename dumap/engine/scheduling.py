@@ -32,7 +32,7 @@ class SchedulingOptions:
 
     @classmethod
     def from_config(cls, cluster: ClusterConfig) -> SchedulingOptions:
-        """Return the sharing that a configuration asks for."""
+        """Return the options of a configuration."""
         return cls(cluster.resources, cluster.allow_workers, cluster.priority, cluster.task_timeout)
 
     @property

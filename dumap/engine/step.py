@@ -71,7 +71,7 @@ class Step:
     Parameters
     ----------
     spec : StepSpec
-    tasks : Tasks
+    task_client : TaskClient
     worker_pool : WorkerPool
     durations : TaskDurations
     messages : deque

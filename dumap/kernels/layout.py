@@ -21,7 +21,7 @@ ROW_GROUP = 64
 EDGES_AT_ONCE = 2048
 """Edges of a group that are computed at once."""
 BETA1, BETA2 = np.float32(0.5), np.float32(0.9)
-EPSILON = np.float32(0.03)
+ADAM_EPSILON = np.float32(0.03)
 """Adam adds this to the root mean square gradient, which is usually 1 or more. Without it, a component of the graph on
 which only far rows push, weakly and steadily, would move by the whole learning rate in every epoch and drift away."""
 
@@ -194,7 +194,7 @@ def _update_rows(
                 m1 = BETA1 * m[r + q, c] + (_ONE - BETA1) * g
                 v1 = BETA2 * v[r + q, c] + (_ONE - BETA2) * (g * g)
                 m[r + q, c], v[r + q, c] = m1, v1
-                step = learning_rate * (m1 * correction1) / (np.sqrt(v1 * correction2) + EPSILON)
+                step = learning_rate * (m1 * correction1) / (np.sqrt(v1 * correction2) + ADAM_EPSILON)
                 out_y[r + q, c] = workspace.head[c, q] - step
 
 

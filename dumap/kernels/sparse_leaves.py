@@ -26,7 +26,7 @@ from dumap.kernels.sparse_products import (
 
 BATCH_ROWS = 64
 """Rows that are ruled out at once."""
-MAX_SPARSE_LEAF_ROWS = 16_384
+MAX_UNSPLIT_ROWS = 16_384
 """The most home rows of a leaf; a leaf with more is split."""
 MAX_KNOWN_LEAVES = 64
 """The most leaves of a cell for which it is known which of them were compared."""
@@ -182,7 +182,7 @@ def search_home_rows(
     x, guest_homes = SparseRows.from_csr(rows, metric), np.full(rows.shape[0], -1, np.int32)
     lists, scaled = CellLists.empty(rows.shape[0], k, np.float64), ScaledRows.from_sparse_rows(x)
     probes = split_crowded_leaves(
-        ProjectedRows(rows, column_places, metric), guest_homes, probes, seed, MAX_SPARSE_LEAF_ROWS
+        ProjectedRows(rows, column_places, metric), guest_homes, probes, seed, MAX_UNSPLIT_ROWS
     )
     n_leaves = int(probes.max(initial=0)) + 1
     probes, all_rows = make_probes_one_way(probes, n_leaves), np.arange(len(guest_homes))
@@ -236,7 +236,7 @@ def search_with_guests(
         ScaledRows.from_sparse_rows(x),
     )
     probes = split_crowded_leaves(
-        ProjectedRows(rows, column_places, metric), guest_homes, probes, seed, MAX_SPARSE_LEAF_ROWS
+        ProjectedRows(rows, column_places, metric), guest_homes, probes, seed, MAX_UNSPLIT_ROWS
     )
     n_leaves = int(probes.max(initial=0)) + 1
     home_rows, guests = np.flatnonzero(~is_guest), np.flatnonzero(is_guest)

@@ -19,7 +19,7 @@ DENSE_SHARE = 1 / 12
 """A column is dense in a tile if more than this share of the rows has an entry (measured)."""
 DENSE_COLUMNS_AT_ONCE = 4
 """Dense columns that are added at once."""
-EPSILON = 2.0**-23
+FLOAT32_EPSILON = 2.0**-23
 """Twice the rounding error of float32."""
 TINY, EVERY_PAIR = 1e-30, -1e30
 """A bound on errors by underflow, and the bound of a row of which no pair is ruled out."""
@@ -56,11 +56,11 @@ class ScaledRows(NamedTuple):
         factors = x.inverse_lengths if x.is_angular else np.full(n, scale)
         squared_lengths = np.ones(n) if x.is_angular else x.squared_lengths * scale**2
         lengths = (x.squared_lengths + x.scaled_means**2) * factors**2  # of the scaled row, less no mean
-        errors = EPSILON * ((entries + 8) * lengths + 8 * squared_lengths) + TINY
+        errors = FLOAT32_EPSILON * ((entries + 8) * lengths + 8 * squared_lengths) + TINY
         halves = np.where(
             x.is_angular & (x.inverse_lengths == 0), EVERY_PAIR, np.maximum((squared_lengths - errors) / 2, EVERY_PAIR)
         )
-        unit = 0.5 * (1.0 if x.is_angular else scale**2) * (1 + 8 * EPSILON)
+        unit = 0.5 * (1.0 if x.is_angular else scale**2) * (1 + 8 * FLOAT32_EPSILON)
         return cls(factors, halves.astype(np.float32), (x.scaled_means * factors).astype(np.float32), float(unit))
 
 

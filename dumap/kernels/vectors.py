@@ -25,7 +25,7 @@ BIT_METRICS = {"bit_hamming": "sqeuclidean", "bit_jaccard": "jaccard"}
 SQUARED_METRICS = frozenset({"sqeuclidean", "bit_hamming"})
 """Metrics that are squared Euclidean distances."""
 EUCLIDEAN_ORDER_METRICS = ANGULAR_METRICS | {"euclidean", "l2", "sqeuclidean", "bit_hamming", SPHERICAL}
-"""Metrics that rank neighbours exactly as the Euclidean distance does after `as_embedded` and `to_euclidean`."""
+"""Metrics that rank neighbours exactly as the Euclidean distance does after `prepare_rows` and `to_euclidean`."""
 EXACT_IN_FLOAT32 = 2**24
 """float32 holds every whole number up to this one."""
 CAST_ROWS = 4096
@@ -97,7 +97,7 @@ def to_sphere(rows: np.ndarray) -> np.ndarray:
         )
 
 
-def as_embedded(values: np.ndarray, metric: str, centre: np.ndarray | None) -> np.ndarray:
+def prepare_rows(values: np.ndarray, metric: str, centre: np.ndarray | None) -> np.ndarray:
     """Return rows as float32, centred, and on the unit sphere for haversine: the rows that all later stages read.
 
     Parameters
@@ -116,7 +116,7 @@ def as_embedded(values: np.ndarray, metric: str, centre: np.ndarray | None) -> n
     """
     if centre is None and metric != SPHERICAL:
         return as_float32(unpack_bits(values, metric))
-    out = np.empty((len(values), embedded_dims(metric, values.shape[1])), np.float32)
+    out = np.empty((len(values), prepared_dims(metric, values.shape[1])), np.float32)
     for low in range(0, len(values), CAST_ROWS):
         block = values[low : low + CAST_ROWS]
         block = to_sphere(block) if metric == SPHERICAL else block
@@ -141,8 +141,8 @@ def unpack_bits(values: np.ndarray, metric: str) -> np.ndarray:
     return np.unpackbits(values.astype(np.uint8), axis=1) if metric in BIT_METRICS else values
 
 
-def embedded_dims(metric: str, dims: int) -> int:
-    """Return how many dims the rows of `as_embedded` have."""
+def prepared_dims(metric: str, dims: int) -> int:
+    """Return how many dims the rows of `prepare_rows` have."""
     return 3 if metric == SPHERICAL else 8 * dims if metric in BIT_METRICS else dims
 
 
@@ -188,7 +188,7 @@ def find_finite_and_zero(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def count_keys(keys: np.ndarray, rows: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Find the distinct keys and count each.
 
-    To merge tallies, concatenate them in the order of their rows and tally again.
+    To merge counts, concatenate them in the order of their rows and count again.
 
     Parameters
     ----------

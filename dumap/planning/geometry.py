@@ -19,7 +19,7 @@ from dumap.errors import InputError
 from dumap.kernels.edges import default_epochs
 from dumap.kernels.leaves import LEAF_ROWS, MAX_LEAF_ROWS
 from dumap.kernels.projection import projected_dims
-from dumap.kernels.vectors import ANGULAR_METRICS, BIT_METRICS, embedded_dims
+from dumap.kernels.vectors import ANGULAR_METRICS, BIT_METRICS, prepared_dims
 from dumap.planning.curve import curve_parameters
 from dumap.planning.given import given_cell_rows, lists_at_once
 from dumap.planning.sparse import (
@@ -335,9 +335,9 @@ def make_geometry(
         values_per_row = 2 * mean_entries + 2 * MAX_SPARSE_PROBES * config.cells.max_cells_per_row
     else:
         check_chunk(config, min(chunk_rows, rows), dims * itemsize)
-        values_per_row = embedded_dims(settings.metric, dims) if settings.metric in BIT_METRICS else dims
+        values_per_row = prepared_dims(settings.metric, dims) if settings.metric in BIT_METRICS else dims
         block_rows, sparse_fields = dense_block_rows(task_memory, rows, values_per_row, chunk_rows), {}
-        dims = values_per_row = embedded_dims(config.neighbors.metric, dims)
+        dims = values_per_row = prepared_dims(config.neighbors.metric, dims)
         max_cell_rows = task_memory // cell_row_bytes(dims, k, config.neighbors.metric)
     blocks = math.ceil(rows / block_rows)
     sorted_row_bytes = sort_row_bytes(values_per_row, 4 if sparse_fields else itemsize, config.cells.max_cells_per_row)

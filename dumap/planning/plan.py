@@ -16,7 +16,7 @@ from dumap.planning.geometry import Geometry
 from dumap.planning.steps import Step
 
 RUN_SECONDS, SEARCH_SECONDS, EXTRA_DIMS, EPOCH_SECONDS = 3.0, 4e-7, 50, 6e-8
-"""Seconds that one core takes: for any run, for each row times its dims + FEWEST_DIMS, and for each row, epoch and
+"""Seconds that one core takes: for any run, for each row times its dims + EXTRA_DIMS, and for each row, epoch and
 neighbor (measured, without the time in which threads wait for one another in small stages)."""
 MIN_TIME_FACTOR, MAX_TIME_FACTOR = 0.6, 2.0
 """The least and the greatest multiple of the estimate that a run may take. Runs of 10,000 to 10 million rows on two

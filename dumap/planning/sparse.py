@@ -21,8 +21,8 @@ class EntryCounts(NamedTuple):
 
 
 def sparse_leaf_rows(rows: int) -> int:
-    """Return about how many rows a leaf of sparse rows has: so many that there are three quarters of
-    `MAX_SPARSE_PROBES`, since leaves that would be crowded are split.
+    """Return the rows of a mean leaf of sparse rows. Within the bounds, there are three quarters of `MAX_SPARSE_PROBES`
+    leaves, since crowded ones are split.
     """
     return max(MIN_SPARSE_LEAF_ROWS, min(MAX_SPARSE_LEAF_ROWS, 4 * rows // (3 * MAX_SPARSE_PROBES)))
 

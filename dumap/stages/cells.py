@@ -69,7 +69,7 @@ def find_leaves(job: Job, part: str) -> None:
     """Find the nearest leaves of each row of a block; count the rows of each leaf."""
     store, block = job.run, number_of(part)
     rows = job.input.read(*job.geometry.rows_of_block(block))
-    x = vectors.to_euclidean(job.as_embedded(rows), job.tree_metric)
+    x = vectors.to_euclidean(job.prepare_rows(rows), job.tree_metric)
     dropped = is_left_out(job, block)
     x[dropped] = 0
     grown = read_tree(store)

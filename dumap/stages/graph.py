@@ -35,7 +35,7 @@ from dumap.stages import Context, Stage
 from dumap.stages.components import count_components
 
 EDGES_PER_RANGE = 1024
-"""Edges that are read at once: a shard reads those of one other that lead to it."""
+"""Edges in a range with a checksum of its own: of another shard, a shard reads only the edges that lead to it."""
 
 
 def disconnection_distance(config: Config) -> float:
@@ -95,29 +95,29 @@ def weigh_edges(job: Job, part: str, mean_distance: float) -> None:
 
 def _sum_in_edges(job: Job, names: list[str]) -> np.ndarray:
     """Add up the edges into each grain of rows, (grains,) int64."""
-    into = np.zeros(len(graph.grain_bounds(CellTable(job.run).rows)) - 1, np.int64)
+    in_edge_counts = np.zeros(len(graph.grain_bounds(CellTable(job.run).rows)) - 1, np.int64)
     read = job.run.read_many(GRAPH, [(name, array, 0, None) for name in names for array in ("receivers", "bounds")])
     for grains, bounds in zip(read, read, strict=True):
-        into[grains] += np.diff(bounds)
-    return into
+        in_edge_counts[grains] += np.diff(bounds)
+    return in_edge_counts
 
 
 def sum_in_edges(job: Job, part: str) -> None:
     """Add up the edges into each grain of rows over a range of shards."""
-    even = len(RowRanges.of_size(CellTable(job.run).rows, job.geometry.shard_rows))
-    into = _sum_in_edges(job, part_names("directed", even)[slice(*range_of(part))])
-    grains = np.flatnonzero(into)
+    initial_shards = len(RowRanges.of_size(CellTable(job.run).rows, job.geometry.shard_rows))
+    in_edge_counts = _sum_in_edges(job, part_names("directed", initial_shards)[slice(*range_of(part))])
+    grains = np.flatnonzero(in_edge_counts)
     with job.run.part(GRAPH, part) as out:
-        write_receivers(out, grains, np.append(0, np.cumsum(into[grains])))
+        write_receivers(out, grains, np.append(0, np.cumsum(in_edge_counts[grains])))
 
 
 def cut_shards(job: Job, part: str) -> None:
     """Cut the rows into shards. A shard has at most the rows, and the edges out and in, that a task may hold."""
     rows, k, max_rows = CellTable(job.run).rows, job.config.neighbors.graph_k, job.geometry.shard_rows
     directed = part_names("directed", len(RowRanges.of_size(rows, max_rows)))
-    into = _sum_in_edges(job, parts_to_sum("directed", "into", len(directed)))
-    offsets = graph.divide_into_shards(into, rows, k, max_rows, int(MAX_EDGES_PER_NEIGHBOR * k * max_rows))
-    edges = np.add.reduceat(into, offsets[:-1] // graph.GRAIN_ROWS) + k * np.diff(offsets)
+    in_edge_counts = _sum_in_edges(job, parts_to_sum("directed", "into", len(directed)))
+    offsets = graph.divide_into_shards(in_edge_counts, rows, k, max_rows, int(MAX_EDGES_PER_NEIGHBOR * k * max_rows))
+    edges = np.add.reduceat(in_edge_counts, offsets[:-1] // graph.GRAIN_ROWS) + k * np.diff(offsets)
     with job.run.part(GRAPH, part) as out:
         out.write("offsets", offsets)
         out.attributes |= {"directed": len(directed), "most_edges": int(edges.max())}
@@ -125,9 +125,9 @@ def cut_shards(job: Job, part: str) -> None:
 
 def index_edges(job: Job, part: str) -> None:
     """Index the edges out of a range of shards by the shard that they lead to."""
-    shards, even = Graph(job.run).shards, RowRanges.of_size(CellTable(job.run).rows, job.geometry.shard_rows)
+    shards, initial_shards = Graph(job.run).shards, RowRanges.of_size(CellTable(job.run).rows, job.geometry.shard_rows)
     shard_of = np.repeat(np.arange(len(shards)), -(-np.diff(shards.offsets) // graph.GRAIN_ROWS))
-    write_receiver_index(job.run, GRAPH, part, part_names("directed", len(even)), len(shards), shard_of)
+    write_receiver_index(job.run, GRAPH, part, part_names("directed", len(initial_shards)), len(shards), shard_of)
 
 
 def find_repeated_positions(job: Job, part: str) -> None:
@@ -168,10 +168,10 @@ def unite_edges(job: Job, part: str) -> None:
     """Combine the edges out of and into a shard's rows into the fuzzy union."""
     store, shard = job.run, number_of(part)
     start, stop = RowRanges(store.read(GRAPH, SHARDS, "offsets")).row_range(shard)
-    even = RowRanges.of_size(CellTable(store).rows, job.geometry.shard_rows)
-    directed = part_names("directed", len(even))
+    initial_shards = RowRanges.of_size(CellTable(store).rows, job.geometry.shard_rows)
+    directed = part_names("directed", len(initial_shards))
     indices = read_nearest(job, "indices", start, stop)
-    weights = store.read_from_parts(GRAPH, directed, even.offsets, "weights", start, stop)
+    weights = store.read_from_parts(GRAPH, directed, initial_shards.offsets, "weights", start, stop)
     heads, slot = np.nonzero(weights)
     arrays = {"in_rows": indices.dtype, "in_heads": indices.dtype, "in_weights": np.dtype(np.float32)}
     of_shard = read_received_ranges(store, GRAPH, "edges_index", len(directed), shard).tolist()
@@ -216,8 +216,8 @@ def unite_edges(job: Job, part: str) -> None:
 def run(context: Context) -> dict:
     """Build the graph; return the facts."""
     store, rows, settings = context.run, CellTable(context.run).rows, context.config.neighbors
-    even = len(RowRanges.of_size(rows, context.geometry.shard_rows))
-    sums = part_names("summed", even)
+    initial_shards = len(RowRanges.of_size(rows, context.geometry.shard_rows))
+    sums = part_names("summed", initial_shards)
     context.compute(GRAPH, sum_distances, sums)
     kept_edges, disconnected, missing = (
         sum_fact(store, GRAPH, sums, fact) for fact in ("kept", "disconnected", "missing")
@@ -225,10 +225,10 @@ def run(context: Context) -> dict:
     mean = math.fsum(part for name in sums for part in store.part_facts(GRAPH, name)["distance_sums"]) / (
         rows + kept_edges
     )
-    context.compute(GRAPH, weigh_edges, part_names("directed", even), mean_distance=mean)
-    context.sum_in_ranges(GRAPH, sum_in_edges, "directed", "into", even)
+    context.compute(GRAPH, weigh_edges, part_names("directed", initial_shards), mean_distance=mean)
+    context.sum_in_ranges(GRAPH, sum_in_edges, "directed", "into", initial_shards)
     context.compute(GRAPH, cut_shards, [SHARDS])
-    context.compute(GRAPH, index_edges, range_names("edges_index", even))
+    context.compute(GRAPH, index_edges, range_names("edges_index", initial_shards))
     united, max_edges = part_names("united", len(Graph(store).shards)), store.part_facts(GRAPH, SHARDS)["most_edges"]
     what, advice = (
         f"the fullest shard has {max_edges} edges: many rows list the same",

@@ -36,7 +36,7 @@ from dumap.stages.loss import early_stop_epochs, measure_loss, should_stop
 from dumap.store import Checkpoints
 
 PACKED_EDGES, ANSWERS = "packed", "answers"
-"""The parts that hold the packed edges of shard ranges, and which of their rows others ask for in each round."""
+"""The parts that hold a shard range's packed edges; and the rows of it that other ranges ask for in each round."""
 PREPARED = (PACKED_EDGES, ANSWERS, "requested", "answered")
 """The kinds of parts that are made before the first round."""
 
@@ -120,9 +120,9 @@ class PreparedShards:
     edges : Edges
     outside_positions : ndarray of int64
         Positions outside the range that its edges lead to, ascending.
-    sent : ndarray of uint32
+    sent_rows : ndarray of uint32
         Rows of the range that others ask for.
-    spans : list of [int, int, int]
+    outside_ranges : list of [int, int, int]
         The range that sends some of the rows outside, and which of the rows that it sends, in order.
     """
 

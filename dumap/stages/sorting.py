@@ -138,7 +138,7 @@ def sort_home_rows(job: Job, part: str) -> None:
 
 
 def read_kth_squared(job: Job, group: int, home: np.ndarray, names: list[str]) -> np.ndarray:
-    """Read the squared distance of the last neighbour that each of a group's rows found in its home cell, (n,)."""
+    """Read, for each row of a group, the squared distance of its kth neighbour in its home cell; (n,)."""
     ends = list(job.run.read_many(NEIGHBORS, [(name, "firsts", group, group + 2) for name in names]))
     spans = [(name, "kth_squared", *bounds.tolist()) for name, bounds in zip(names, ends, strict=True)]
     kth, at_home = np.full(len(home), np.inf), np.argsort(home, kind="stable")[np.count_nonzero(home < 0) :]

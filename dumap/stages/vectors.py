@@ -80,7 +80,7 @@ def _write_samples(job: Job, out: Part, x: Any, rows: np.ndarray, allowed: np.nd
         sampled = allowed & (hashing.draw_words(job.config.seed, hashing.TREE_SAMPLE, rows) < limit)
     for number in range(max_audits(job.config)):
         queries |= is_query(job, rows, number, population)
-    out.write("sample", job.as_embedded(x[sampled]) if job.geometry.is_sparse else x[sampled])
+    out.write("sample", job.prepare_rows(x[sampled]) if job.geometry.is_sparse else x[sampled])
     out.write("query_rows", rows[allowed & queries])
     write_rows(out, "query", x[allowed & queries])
 

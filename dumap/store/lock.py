@@ -3,9 +3,9 @@
 The drivers of a run have consecutive numbers, their terms. A driver begins its term by creating the lock object of the
 next number, which only one process can do. It renews the object every `HEARTBEAT_SECONDS`, and marks it as released at
 the end. A driver that finds an unreleased lock takes over at once if the holder was a process of this machine that has
-ended. Otherwise it takes over if the lock stays unchanged for `LEASE_SECONDS`. A driver checks before each commit that
-it still holds the lock, and fails if it does not: see `Run.commit`. A commit that is in progress when another driver
-takes over may still succeed; it writes the same bytes.
+ended. Otherwise it takes over if the lock stays unchanged for `LEASE_SECONDS`. Before each commit, a driver or a task
+checks that the driver still holds the lock, and fails if not: see `Run.commit`. A commit that is in progress when
+another driver takes over may still succeed; it writes the same bytes.
 """
 
 from __future__ import annotations

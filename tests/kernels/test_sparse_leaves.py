@@ -73,7 +73,7 @@ def test_home_rows_and_guests_find_each_other(rows):
 
 
 def test_a_crowded_leaf_is_split(rows, monkeypatch):
-    monkeypatch.setattr(sparse_leaves, "MAX_SPARSE_LEAF_ROWS", 400)
+    monkeypatch.setattr(sparse_leaves, "MAX_UNSPLIT_ROWS", 400)
     targets, probes = projection.draw_column_places(DIMS, 0), np.zeros((1500, 1), np.int32)
     _, squared = sparse_leaves.search_home_rows(rows, targets, "cosine", probes, K, 0)
     assert (squared <= exact(rows, "cosine")[:, -1:] * (1 + 1e-6)).mean() > 0.9

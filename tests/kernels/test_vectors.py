@@ -173,7 +173,7 @@ def test_differences_far_from_zero_are_as_exact_as_near_it(dtype):
     steps = np.random.default_rng(3).integers(0, 100, (50, 4))
     centre = np.full(4, top + 50, dtype)
     assert (
-        vectors.as_embedded(steps.astype(dtype) + np.array(top, dtype), "euclidean", centre).tolist()
+        vectors.prepare_rows(steps.astype(dtype) + np.array(top, dtype), "euclidean", centre).tolist()
         == (steps - 50.0).tolist()
     )
 
@@ -183,21 +183,21 @@ def test_no_difference_of_integers_overflows(dtype):
     least, most = np.iinfo(dtype).min, np.iinfo(dtype).max
     x = np.array([[least, most, 0]], dtype)
     for centre in (least, most, 7):
-        shifted = vectors.as_embedded(x, "euclidean", np.full(3, centre, dtype))
+        shifted = vectors.prepare_rows(x, "euclidean", np.full(3, centre, dtype))
         assert shifted.tolist() == [[float(np.float32(value - centre)) for value in (int(least), int(most), 0)]]
 
 
 def test_a_difference_beyond_float32_is_its_greatest_number():
     x = np.array([[3e38, -3e38, 1.0]])
     most = np.finfo(np.float32).max
-    assert vectors.as_embedded(x, "euclidean", np.array([-3e38, 3e38, 1.0])).tolist() == [[most, -most, 0]]
+    assert vectors.prepare_rows(x, "euclidean", np.array([-3e38, 3e38, 1.0])).tolist() == [[most, -most, 0]]
 
 
 @pytest.mark.parametrize("dtype", ["f4", "f2", "u1", "i2", "?"])
 def test_narrow_numbers_are_cast_alone(dtype):
     assert not vectors.exceeds_float32(np.dtype(dtype))
     x = np.arange(12).reshape(3, 4).astype(dtype)
-    assert vectors.as_embedded(x, "euclidean", None).tobytes() == x.astype(np.float32).tobytes()
+    assert vectors.prepare_rows(x, "euclidean", None).tobytes() == x.astype(np.float32).tobytes()
 
 
 @pytest.mark.parametrize(
@@ -227,7 +227,7 @@ def test_angles_on_the_sphere_are_haversine_distances():
     x = np.stack([np.arcsin(rng.uniform(-1, 1, 60)), rng.uniform(-np.pi, np.pi, 60)], axis=1)
     x[:2], x[2:4] = [[0.3, np.pi - 1e-4], [0.3, 1e-4 - np.pi]], [[np.pi / 2, 0.5], [np.pi / 2 - 1e-4, -2.0]]
     centre = vectors.to_sphere(x[7:8])[0]
-    placed = vectors.as_embedded(x, "haversine", centre)
+    placed = vectors.prepare_rows(x, "haversine", centre)
     distance = pynndescent_distance("haversine")
     expected = np.array([[distance(a, b) for b in x] for a in x])
     distances = vectors.metric_from_squared(cdist(placed, placed, "sqeuclidean"), "haversine")
@@ -241,7 +241,7 @@ def test_angles_on_the_sphere_are_haversine_distances():
 def test_places_a_metre_apart_are_told_apart():
     metre = 1 / 6_371_000
     north = np.arange(50)[:, None] * [metre, 0] + [0.9, 0.2]
-    placed = vectors.as_embedded(north, "haversine", vectors.to_sphere(north[20:21])[0])
+    placed = vectors.prepare_rows(north, "haversine", vectors.to_sphere(north[20:21])[0])
     steps = [vectors.great_circle(a, b) / metre for a, b in itertools.pairwise(placed)]
     np.testing.assert_allclose(steps, 1, rtol=1e-4)
 
@@ -263,8 +263,8 @@ def test_bits_become_numbers_and_their_squared_distance_counts_those_that_differ
     packed_bits = np.packbits(bits, axis=1)
     for values in (packed_bits, packed_bits.astype(np.float32)):
         assert np.array_equal(vectors.unpack_bits(values, "bit_jaccard"), bits)
-        x = vectors.as_embedded(values, "bit_hamming", None)
-        assert x.shape == (20, vectors.embedded_dims("bit_hamming", 3))
+        x = vectors.prepare_rows(values, "bit_hamming", None)
+        assert x.shape == (20, vectors.prepared_dims("bit_hamming", 3))
         assert x.dtype == np.float32
     squared = ((x[0] - x[1:]) ** 2).sum(axis=1)
     counts = vectors.metric_from_squared(squared, "bit_hamming")
