@@ -9,8 +9,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from dumap.planning.geometry import Geometry
+if TYPE_CHECKING:
+    from dumap.planning.geometry import Geometry
 
 MAX_PARTS_TO_SUM = 64
 """Up to this many parts are added up directly. More parts are added up in ranges first."""

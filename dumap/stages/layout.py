@@ -152,9 +152,9 @@ def project(geometry: Geometry, config: Config, worker_memory: int) -> StageProj
         return StageProjection(
             steps,
             read_bytes,
-            2 * state_bytes,
+            2 * state_bytes + PAIRS_BYTES,
             task_bytes,
-            replaced_bytes=state_bytes * max(0, checkpoint_count - 2) + PAIRS_BYTES,
+            replaced_bytes=state_bytes * max(0, checkpoint_count - 2),
         )
     _, fitting = round_bytes(config, min(geometry.shard_rows, rows))
     tasks, rounds = math.ceil(geometry.shards / fitting), math.ceil(geometry.n_epochs / config.layout.exchange_every)
@@ -162,10 +162,10 @@ def project(geometry: Geometry, config: Config, worker_memory: int) -> StageProj
     return StageProjection(
         round_steps(geometry, tasks, rounds, checkpoint_count),
         rounds * (state_bytes + sent_bytes + tasks * pool_bytes(n_components) + 8 * edges + 8 * rows) + 20 * edges,
-        2 * (state_bytes + sent_bytes) + 8 * edges + 8 * rows,
+        2 * (state_bytes + sent_bytes) + 8 * edges + 8 * rows + PAIRS_BYTES,
         task_bytes,
         {"packed": 8 * edges + 8 * rows + 2 * sent_bytes},  # what is sent is not in the last state
-        max(0, rounds - 2) * (state_bytes + sent_bytes) + rounds * pool_bytes(n_components) + PAIRS_BYTES,
+        max(0, rounds - 2) * (state_bytes + sent_bytes) + rounds * pool_bytes(n_components),
     )
 
 

@@ -126,7 +126,7 @@ def _count_backends(counter: Counter) -> None:
     for backend in (backends.Folder, backends.Bucket, backends.ZipArchive):
         call_after(backend, "get", lambda written, *_: counter.add(reads=1, read_bytes=byte_size(written)))
         call_after(
-            backend, "open_span", lambda _, key, start, stop, size: counter.add(reads=1, read_bytes=stop - start)
+            backend, "open_range", lambda _, key, start, stop, size: counter.add(reads=1, read_bytes=stop - start)
         )
         call_after(backend, "size", lambda *_: counter.add(looks=1))
         for name in ("names_in", "keys", "stamps"):

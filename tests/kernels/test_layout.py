@@ -154,11 +154,11 @@ from dumap.kernels import edges as packing, layout
 
 with np.load(sys.argv[1]) as given:
     (n_epochs, seed, epoch, rows), greatest = given["whole"].tolist(), float(given["greatest"])
-    edges = packing.pack(given["indptr"], given["tails"], given["weights"], 0, greatest, n_epochs, seed)
-    descent = layout.LayoutParameters(*given["descent"].tolist(), n_epochs, seed)
+    edges = packing.pack_edges(given["indptr"], given["tails"], given["weights"], 0, greatest, n_epochs, seed)
+    parameters = layout.LayoutParameters(*given["parameters"].tolist(), n_epochs, seed)
     y, m, v, pool = (given[name] for name in ("y", "m", "v", "pool"))
 out = np.full_like(m, np.nan)
-layout.step_epoch(descent, epoch, 0, rows, 0, 0, edges, y, m, v, pool, out, None)
+layout.step_epoch(parameters, epoch, 0, rows, 0, 0, edges, y, m, v, pool, out, None)
 print(hashlib.sha256(b"".join(a.tobytes() for a in (out, m, v))).hexdigest())
 """
 

@@ -66,7 +66,7 @@ class Store:
         """Count all requests of this process, and keep the plan of each stage."""
         folder = backends.Folder
         self.wrap(patch, folder, "get", lambda data, *_: self.add(reads=1, shuffled_bytes=len(data or b"")))
-        self.wrap(patch, folder, "open_span", lambda _, key, low, high, __: self.add(1, shuffled_bytes=high - low))
+        self.wrap(patch, folder, "open_range", lambda _, key, low, high, __: self.add(1, shuffled_bytes=high - low))
         self.wrap(patch, folder, "size", lambda *_: self.add(reads=1))
         self.wrap(patch, folder, "names_in", lambda *_: self.add(writes=1))
         for name in ("put", "create"):
