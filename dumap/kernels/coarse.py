@@ -193,7 +193,7 @@ def spectral_layout(
     Returns
     -------
     coordinates : ndarray of float64, shape (coarse rows, n_components)
-        In the box [0, SPAN]; NaN where a label has no rows.
+        In the box [0, BOX_SIDE]; NaN where a label has no rows.
     n_components_of_graph : int
     residual : float
         The greatest |A v - lambda v| over all eigenvectors; infinite if no eigenvector of a component converged.

@@ -137,7 +137,7 @@ def label_lowest_hashes(indptr, tails, positions, labels, seed):
 
 
 def draw_label_sources(seed: int, first_row: int, stop_row: int, n_sources: int, n_rows: int) -> np.ndarray:
-    """Return the sources of labels in [first, stop): each row is one with probability count / rows, by its hash."""
+    """Return the sources of labels in [first_row, stop_row): each row is one with probability n_sources / n_rows."""
     row_ids = np.arange(first_row, stop_row)
     if n_sources >= n_rows:
         return row_ids
@@ -243,7 +243,7 @@ def eigenvector_residual(moments: np.ndarray) -> float | None:
 
 
 def stretch_to_box(y: np.ndarray, low: np.ndarray, high: np.ndarray, seed: int, first_row: int) -> np.ndarray:
-    """Stretch coordinates to the box [0, SPAN] in each axis, and add a little jitter, which separates equal
+    """Stretch coordinates to the box [0, BOX_SIDE] in each axis, and add a little jitter, which separates equal
     coordinates.
 
     Parameters
@@ -260,7 +260,7 @@ def stretch_to_box(y: np.ndarray, low: np.ndarray, high: np.ndarray, seed: int, 
 
 
 def draw_in_box(seed: int, rows: np.ndarray, n_components: int) -> np.ndarray:
-    """Draw coordinates uniformly from the box [0, SPAN]."""
+    """Draw coordinates uniformly from the box [0, BOX_SIDE]."""
     counters = rows[:, None] * n_components + np.arange(n_components)
     bits = hashing.draw_words(seed, hashing.RANDOM_BOX, counters.ravel())
     return BOX_SIDE * hashing.uniform_from_bits(bits).reshape(len(rows), n_components)

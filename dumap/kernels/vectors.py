@@ -216,7 +216,7 @@ def count_keys(keys: np.ndarray, rows: np.ndarray, counts: np.ndarray) -> tuple[
 
 
 def look_up_keys(keys: np.ndarray, sorted_keys: np.ndarray) -> np.ndarray:
-    """Look keys up among the keys of a tally.
+    """Look keys up among sorted distinct keys.
 
     Parameters
     ----------

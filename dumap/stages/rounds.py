@@ -227,7 +227,7 @@ def _shards_of(piece: str) -> tuple[int, int]:
 
 @cached_by_unit(_shards_of)
 def run_round(job: Job, part: str, epoch: int, bounds: list[int]) -> None:
-    """Run a shard range from epoch `epoch` to that of the part's name; rows outside stay where they were.
+    """Run a shard range from epoch `epoch` up to the epoch in the part's name; rows outside stay where they were.
 
     It also writes what the next round's tasks ask of it: rows that their edges lead to, and rows of its pools.
     """

@@ -59,7 +59,7 @@ class MissingChunks:
 
 
 def _first_missing(present_chunks: np.ndarray, chunk_count: int) -> np.ndarray:
-    """Return the first numbers below `count` that the ascending numbers `present` lack."""
+    """Return the first numbers below `chunk_count` that are not among the ascending `present_chunks`."""
     known_chunks = present_chunks[: np.searchsorted(present_chunks, chunk_count)]
     gap_positions = np.flatnonzero(np.diff(known_chunks, prepend=-1, append=chunk_count) > 1)
     missing_numbers: list[int] = []
