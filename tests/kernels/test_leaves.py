@@ -396,7 +396,7 @@ def test_the_answer_is_one_on_any_number_of_threads(monkeypatch):
     assert answers[0] == answers[1] == answers[2]
 
 
-def test_meet_does_not_change_its_arguments(monkeypatch):
+def test_a_search_with_guests_does_not_change_its_arguments(monkeypatch):
     monkeypatch.setattr(leaves, "MAX_LEAF_ROWS", 300)
     x, guest_homes, probes = rows_in_leaves(rows_near_surface(8, 1000, 5), 2, guests=100)
     before = [array.copy() for array in (x, guest_homes, probes)]
