@@ -63,6 +63,8 @@ class Attempt:
         The virtual start time of the task, and the seconds that it was expected to take.
     had_other_runs : bool
         Whether other runs were active on the cluster when the task was sent.
+    preferred_worker : str, optional
+        The worker that the task prefers, though any worker may run it.
     actual_seconds : float
         The seconds that the task took; 0 until it has reported them.
     """
@@ -78,4 +80,5 @@ class Attempt:
     virtual_start: float = 0.0
     expected_seconds: float = 0.0
     had_other_runs: bool = False
+    preferred_worker: str | None = None
     actual_seconds: float = 0.0

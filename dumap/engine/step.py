@@ -178,6 +178,7 @@ class Step:
             virtual_start=virtual_start,
             expected_seconds=expected_seconds,
             had_other_runs=has_other_runs,
+            preferred_worker=preferred_worker,
         )
         self.futures_by_part.setdefault(part, []).append(future)
         self.futures_by_number[self.sent_count] = future
@@ -227,7 +228,11 @@ class Step:
         self._requeue(requeued[::-1])
 
     def _requeue_for_new_workers(self) -> None:
-        """Put parts back in the queue whose workers have all left, and as many waiting parts as new workers can run."""
+        """Put parts back in the queue whose workers have all left, and as many waiting parts as new workers can run.
+
+        A waiting part goes back also if the worker that it prefers has left: if there was no other worker then, Dask
+        would not send it to workers that join.
+        """
         present, allowed = self.worker_pool.present_workers, self.worker_pool.allowed_workers
         for attempt in self.in_flight.values():
             if attempt.began_at is not None and attempt.worker not in present:
@@ -249,6 +254,11 @@ class Step:
                 if a.workers != allowed and not a.is_backup and future not in set(unreachable)
             ]
             unreachable += movable[: -2 * self._free_threads(waiting_attempts.values()) - 1 : -1]
+        unreachable += [
+            future
+            for future, a in self.in_flight.items()
+            if a.preferred_worker is not None and a.preferred_worker not in present and a.began_at is None
+        ]
         self._requeue(unreachable)
 
     def _free_threads(self, waiting: Iterable[Attempt]) -> int:

@@ -33,6 +33,7 @@ class Task:
     on: str = ""
     running: bool = False
     outcome: Exception | None = None
+    preferred_worker: str | None = None
 
 
 @dataclass
@@ -86,8 +87,8 @@ class Cluster:
         """Start a worker."""
         address = f"tcp://10.0.0.{next(self._numbers)}:1"
         self.workers[address] = Worker(threads, **how)
-        for task in [task for task in self.waiting if self._may(task, address)]:
-            self._place(task)
+        for task in [task for task in self.waiting if self._may(task, address) and task.preferred_worker is None]:
+            self._place(task)  # as Dask, which sends a task that found no worker to none but the one that it prefers
         self._steal(address)
         return address
 
@@ -134,7 +135,9 @@ class Cluster:
         if task not in self.waiting:
             return
         able = [address for address in self.workers if self._may(task, address)]
-        if task.workers is None:  # it waits at the scheduler, where a worker has one more than it has threads
+        if (
+            task.workers is None and task.preferred_worker is None
+        ):  # it waits at the scheduler, where a worker has one more than it has threads
             able = [a for a in able if len(self.workers[a].given) <= self.workers[a].threads]
         if able:
             self.waiting.remove(task)
@@ -191,7 +194,7 @@ class Cluster:
             worker.given.remove(task)
         address, task.on, task.running = task.on, "", False
         self._start(address)
-        for other in [other for other in self.waiting if other.workers is None]:
+        for other in [o for o in self.waiting if o.workers is None and o.preferred_worker is None]:
             self._place(other)
         self._steal(address)
 
@@ -248,7 +251,7 @@ class Cluster:
         preferred_worker: str | None = None,
     ) -> Task:
         """Send a task."""
-        task = Task(stage, step, part, call[-1], workers)
+        task = Task(stage, step, part, call[-1], workers, preferred_worker=preferred_worker)
         self.in_flight.add(task)
         if preferred_worker in self.workers:
             task.on = preferred_worker

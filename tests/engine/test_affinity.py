@@ -74,6 +74,17 @@ def test_the_units_of_a_lost_worker_go_elsewhere_and_a_new_one_gets_its_share(cl
     assert Counter(last.values())[joined] >= UNITS // 4
 
 
+def test_units_whose_worker_left_when_there_was_no_other_are_sent_to_one_that_joins(cluster):
+    unit_workers = UnitWorkers()
+    run_rounds(cluster, range(3), unit_workers)
+    for address in tuple(cluster.workers):
+        cluster.at(cluster.time + 0.5, lambda address=address: cluster.leave(address))
+    cluster.at(cluster.time + 10, lambda: cluster.join(2))
+    cluster.at(cluster.time + 1000, lambda: pytest.fail("units wait for a worker that has left"))
+    (last,) = run_rounds(cluster, range(3, 4), unit_workers)
+    assert set(last.values()) == set(cluster.workers)
+
+
 def test_a_slow_worker_is_not_waited_for(cluster):
     unit_workers = UnitWorkers()
     run_rounds(cluster, range(3), unit_workers)
