@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -82,3 +82,12 @@ class Attempt:
     had_other_runs: bool = False
     preferred_worker: str | None = None
     actual_seconds: float = 0.0
+
+    def is_unreachable(self, present_workers: Mapping[str, int]) -> bool:
+        """Return whether all workers that may run the task have left, or, before it begins, the preferred worker.
+
+        If no other worker was there when the preferred worker left, Dask does not send the task to workers that join.
+        """
+        if self.workers is not None:
+            return not self.workers & present_workers.keys()
+        return self.began_at is None and self.preferred_worker not in (None, *present_workers)

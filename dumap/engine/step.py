@@ -228,37 +228,26 @@ class Step:
         self._requeue(requeued[::-1])
 
     def _requeue_for_new_workers(self) -> None:
-        """Put parts back in the queue whose workers have all left, and as many waiting parts as new workers can run.
-
-        A waiting part goes back also if the worker that it prefers has left: if there was no other worker then, Dask
-        would not send it to workers that join.
-        """
+        """Put parts back in the queue whose workers have all left, and as many waiting parts as new workers can run."""
         present, allowed = self.worker_pool.present_workers, self.worker_pool.allowed_workers
         for attempt in self.in_flight.values():
             if attempt.began_at is not None and attempt.worker not in present:
                 attempt.began_at = None
-        if self.queue.sends_alone:
-            unreachable = [
-                future
-                for future, a in self.in_flight.items()
-                if a.workers is not None and not a.workers & present.keys()
-            ]
-        else:
+        unreachable = [
+            future
+            for future, attempt in self.in_flight.items()
+            if attempt.is_unreachable(present) and (attempt.began_at is None or self.queue.sends_alone)
+        ]
+        if not self.queue.sends_alone:
             waiting_attempts = {
                 future: a for future, a in self.in_flight.items() if a.workers is not None and a.began_at is None
             }
-            unreachable = [future for future, a in waiting_attempts.items() if not a.workers & present.keys()]  # type: ignore[operator]
             movable = [
                 future
                 for future, a in waiting_attempts.items()
                 if a.workers != allowed and not a.is_backup and future not in set(unreachable)
             ]
             unreachable += movable[: -2 * self._free_threads(waiting_attempts.values()) - 1 : -1]
-        unreachable += [
-            future
-            for future, a in self.in_flight.items()
-            if a.preferred_worker is not None and a.preferred_worker not in present and a.began_at is None
-        ]
         self._requeue(unreachable)
 
     def _free_threads(self, waiting: Iterable[Attempt]) -> int:
