@@ -152,7 +152,7 @@ def run(context: Context) -> dict:
         while left:
             finished = finished_pieces(store, labels, passes)
             pieces = [finished.get(ends) or labels.piece_name(passes + 1, *ends) for ends in ranges]
-            unfinished = [piece for piece in pieces if piece not in finished.values()]
+            unfinished = [piece for ends, piece in zip(ranges, pieces, strict=True) if ends not in finished]
             context.compute(
                 COARSEN,
                 spread_labels,
