@@ -25,6 +25,15 @@ NEW_AGE = np.uint8(2)
 """Age of an entry that this pass added. An entry of the pass before has age 1, an older entry has age 0."""
 
 
+@nb.njit(inline="always")
+def _move_up(slot, j, d, age, row, entries, distances, ages):
+    """Write an entry of a row's list into the slot where it belongs, up to `slot`, and shift those that it precedes."""
+    while slot > 0 and precedes(d, j, distances[slot - 1], entries[slot - 1], row):
+        entries[slot], distances[slot], ages[slot] = entries[slot - 1], distances[slot - 1], ages[slot - 1]
+        slot -= 1
+    entries[slot], distances[slot], ages[slot] = j, d, age
+
+
 @nb.njit(cache=True, nogil=True)
 def insert_if_nearer(row, j, d, indices, distances, ages):
     """Insert j at distance d into a row's list, unless j is listed or too far.
@@ -40,14 +49,7 @@ def insert_if_nearer(row, j, d, indices, distances, ages):
         is_listed |= entries[t] == j
     if is_listed:
         return
-    while slot > 0 and precedes(d, j, entry_distances[slot - 1], entries[slot - 1], row):
-        entries[slot], entry_distances[slot], row_ages[slot] = (
-            entries[slot - 1],
-            entry_distances[slot - 1],
-            row_ages[slot - 1],
-        )
-        slot -= 1
-    entries[slot], entry_distances[slot], row_ages[slot] = j, d, NEW_AGE
+    _move_up(slot, j, d, NEW_AGE, row, entries, entry_distances, row_ages)
 
 
 def finite_distance(x, i, j):
@@ -162,15 +164,8 @@ def score_new_entries(x, indices, distances, ages):
             j, age = entries[s], row_ages[s]
             if j < 0:
                 break
-            d, slot = finite_distance(x, i, j) if age == NEW_AGE else entry_distances[s], s
-            while slot > 0 and precedes(d, j, entry_distances[slot - 1], entries[slot - 1], i):
-                entries[slot], entry_distances[slot], row_ages[slot] = (
-                    entries[slot - 1],
-                    entry_distances[slot - 1],
-                    row_ages[slot - 1],
-                )
-                slot -= 1
-            entries[slot], entry_distances[slot], row_ages[slot] = j, d, age
+            d = finite_distance(x, i, j) if age == NEW_AGE else entry_distances[s]
+            _move_up(s, j, d, age, i, entries, entry_distances, row_ages)
 
 
 class CellLists(NamedTuple):

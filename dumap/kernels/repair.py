@@ -150,7 +150,8 @@ def _local_join(
     """
     n_rows, k = lists.shape
     starts, entries = invert_lists(lists, home_rows)
-    # seen[m] == i once i and m were compared. Pairs of two old entries, or of one home cell, were compared before.
+    # last_compared_with[m] == i once i and m were compared.
+    # Pairs of two old entries, or of one home cell, were compared before.
     last_compared_with, n_pairs = np.full(n_rows, -1, np.int32), 0
     for i in range(n_rows):
         last_compared_with[i] = i
@@ -239,60 +240,23 @@ def local_join(
         Pairs that were compared.
     """
     candidates = np.full(lists.shape, -1, np.int32)
+    compared = (home_rows, lists, is_new, home_cells, compares_home_rows)
     if issparse(x):  # the distances of `SparseRows` are exact from the start
         euclidean_rows: Any = SparseRows.from_csr(x, metric)
         squared = np.full(lists.shape, np.inf)
         max_distances = vectors.squared_from_metric(kth_distances.astype(np.float64), metric)
-        n_pairs = _local_join_squared(
-            euclidean_rows,
-            home_rows,
-            lists,
-            is_new,
-            home_cells,
-            compares_home_rows,
-            max_distances,
-            None,
-            (),
-            candidates,
-            squared,
-        )
+        n_pairs = _local_join_squared(euclidean_rows, *compared, max_distances, None, (), candidates, squared)
         with np.errstate(over="ignore"):
             return candidates, vectors.metric_from_squared(squared, metric).astype(np.float32), n_pairs
     distances = np.full(lists.shape, np.inf, np.float32)
     distance = vectors.great_circle if metric == vectors.SPHERICAL else distance_function(metric)
     metric_arguments = tuple(metric_kwds.values())
     if metric not in vectors.EUCLIDEAN_ORDER_METRICS:
-        n_pairs = _local_join_metric(
-            x,
-            home_rows,
-            lists,
-            is_new,
-            home_cells,
-            compares_home_rows,
-            kth_distances,
-            distance,
-            metric_arguments,
-            candidates,
-            distances,
-        )
+        n_pairs = _local_join_metric(x, *compared, kth_distances, distance, metric_arguments, candidates, distances)
         return candidates, distances, n_pairs
-    euclidean_rows, max_distances = (
-        vectors.to_euclidean(x, metric),
-        vectors.squared_from_metric(kth_distances, metric).astype(np.float32),
-    )
-    n_pairs = _local_join_squared(
-        euclidean_rows,
-        home_rows,
-        lists,
-        is_new,
-        home_cells,
-        compares_home_rows,
-        max_distances,
-        None,
-        (),
-        candidates,
-        distances,
-    )
+    euclidean_rows = vectors.to_euclidean(x, metric)
+    max_distances = vectors.squared_from_metric(kth_distances, metric).astype(np.float32)
+    n_pairs = _local_join_squared(euclidean_rows, *compared, max_distances, None, (), candidates, distances)
     _write_metric_distances(x, candidates, distance, metric_arguments, distances)
     return candidates, distances, n_pairs
 
